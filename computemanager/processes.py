@@ -1,0 +1,129 @@
+"""Workers as processes of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from computemanager.output import OutputPump
+from computemanager.provider import Command, WorkerEnd
+
+__all__ = ["LocalProcesses"]
+
+WORKER_VARIABLE = "COMPUTEMANAGER_WORKER"
+"""Environment variable in which a worker finds its name."""
+
+_POSIX = os.name == "posix"
+
+
+class LocalProcesses:
+    """A `Provider` of local child processes.
+
+    Each has a session of its own, so that Ctrl-C at the terminal reaches only the caller and whatever a
+    worker started can be ended with it, and a pipe to main as its standard input, by whose end it knows that
+    main is gone.
+    """
+
+    def __init__(self, output: OutputPump) -> None:
+        self._output = output
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._started = 0
+
+    def start(self, count: int, command: Command) -> Sequence[str]:
+        """See `Provider.start`."""
+        names = []
+        for _ in range(count):
+            name = f"slot-{self._started}"
+            self._started += 1
+            process = subprocess.Popen(
+                command.argv,
+                env={**os.environ, **command.environment, WORKER_VARIABLE: name},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                **({"start_new_session": True} if _POSIX else {"creationflags": _NEW_GROUP}),  # type: ignore[call-overload]
+            )
+            self._processes[name] = process
+            self._output.watch(name, "stdout", process.stdout)  # type: ignore[arg-type]
+            self._output.watch(name, "stderr", process.stderr)  # type: ignore[arg-type]
+            names.append(name)
+        return names
+
+    def poll(self) -> Sequence[WorkerEnd]:
+        """See `Provider.poll`."""
+        ended = []
+        for name, process in list(self._processes.items()):
+            peak = _reap(process)
+            if process.returncode is None:
+                continue
+            del self._processes[name]
+            self._end_group(process)
+            evidence = f"{_how_it_ended(process.returncode)}{peak}"
+            tail = self._output.tail(name).strip()
+            if tail:
+                evidence += "\nits last lines of output:\n  " + "\n  ".join(tail.splitlines())
+            ended.append(WorkerEnd(name, evidence))
+        return ended
+
+    def stop(self, grace_s: float) -> None:
+        """See `Provider.stop`."""
+        deadline = time.monotonic() + grace_s
+        for process in self._processes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            if process.returncode is None:
+                process.kill()
+            self._end_group(process)
+            process.wait()
+        self._processes.clear()
+
+    def _end_group(self, process: subprocess.Popen[bytes]) -> None:
+        """End what the worker's user function may have started and left."""
+        if _POSIX:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+
+
+_NEW_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+
+
+def _reap(process: subprocess.Popen[bytes]) -> str:
+    """Set `returncode` if the process has ended; return its peak memory in words, where the system tells."""
+    if not hasattr(os, "wait4"):
+        process.poll()
+        return ""
+    try:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+    except ChildProcessError:  # somebody else's wait() was quicker, as in a host that reaps all children
+        process.returncode = process.poll() or 0
+        return ""
+    if pid == 0:
+        return ""
+    process.returncode = os.waitstatus_to_exitcode(status)
+    peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f", peak memory {peak_bytes / 1e6:.0f} MB"
+
+
+def _how_it_ended(code: int) -> str:
+    """Exit code or signal in words."""
+    if code >= 0:
+        return f"it exited with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = {
+        "SIGKILL": " (killed from outside: often the system, because memory ran out)",
+        "SIGSEGV": " (a crash in compiled code)",
+        "SIGBUS": " (a crash in compiled code, or a mapped file that shrank)",
+        "SIGABRT": " (compiled code gave up)",
+    }.get(name, "")
+    return f"it was ended by {name}{hint}"

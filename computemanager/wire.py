@@ -1,0 +1,185 @@
+"""Messages to frames and back. No socket is touched here, and nothing is unpickled.
+
+A message is a list of frames. The first is a fixed head that says what the message is, which lease it
+belongs to and where its large buffers are. Payload frames follow: a pickle (protocol 5) and, for buffers
+that do not travel through shared memory, one frame each::
+
+    head  = kind u8 | flags u8 | buffers u16 | count u32 | lease u64 | seconds f64 | overhead f64 | table
+    table = one entry a buffer: slab u32 (0: the buffer is the next frame) | 0 u32 | length u64
+    frames = [head, pickle, buffer, buffer, ...]
+
+`decode` accepts anything and either returns a `Message` or raises `BadMessage`: what it returns is of
+the right shape, so that no reader has to check again.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+__all__ = ["NO_SLAB", "PROTOCOL", "BadMessage", "BufferPlace", "Kind", "Message", "decode", "encode"]
+
+PROTOCOL = 1
+"""Raised when a frame changes its meaning; both ends must have the same."""
+
+NO_SLAB = 0
+"""Slab number of a buffer that travels as a frame of its own."""
+
+_HEAD = struct.Struct("<BBHIQdd")
+_PLACE = struct.Struct("<IIQ")
+
+
+class Kind(IntEnum):
+    """What a message says."""
+
+    HELLO = 1
+    """Worker to main: I am here. Payload: JSON, the only payload that is read before anything is trusted."""
+
+    JOB = 2
+    """Main to worker: the pickled job."""
+
+    READY = 3
+    """Worker to main: I have the job and can take blocks."""
+
+    REFUSED = 4
+    """Worker to main: I cannot unpickle the job. Payload: why, as text."""
+
+    WORK = 5
+    """Main to worker: `count` blocks under a lease."""
+
+    ANSWER = 6
+    """Worker to main: the next `count` values of a lease."""
+
+    FAILED = 7
+    """Worker to main: the user's function raised on the next block of a lease."""
+
+    STOP = 8
+    """Main to worker: no more blocks will come; end."""
+
+    RETURNED = 9
+    """Either way: these slabs of yours are free again. Payload: their numbers."""
+
+
+FLAG_STARVED = 1
+FLAG_STATE = 2
+"""The payload ends with the worker's copy of the state."""
+
+
+class BadMessage(ValueError):
+    """Frames that are no message of ours."""
+
+
+class BufferPlace(NamedTuple):
+    """Where a buffer that was taken out of a pickle is."""
+
+    slab: int
+    length: int
+
+
+class Message(NamedTuple):
+    """One message, either way.
+
+    Attributes
+    ----------
+    kind : Kind
+    lease : int
+        The lease it is about, or 0.
+    count : int
+        Blocks it carries.
+    payload : bytes-like
+        A pickle, or JSON for `Kind.HELLO`.
+    places : sequence of BufferPlace
+        One a buffer that was taken out of the pickle.
+    buffers : sequence of bytes-like
+        The buffers among `places` that have no slab, in order.
+    seconds, overhead_s : float
+        Time spent in the user's function; time spent around it.
+    starved, has_state : bool
+        See `scheduler.Answered`; whether the pickle carries the worker's state.
+    """
+
+    kind: Kind
+    lease: int = 0
+    count: int = 0
+    payload: Any = b""
+    places: Sequence[BufferPlace] = ()
+    buffers: Sequence[Any] = ()
+    seconds: float = 0.0
+    overhead_s: float = 0.0
+    starved: bool = False
+    has_state: bool = False
+
+
+def encode(message: Message) -> list[Any]:
+    """The frames of a message.
+
+    >>> frames = encode(Message(Kind.WORK, lease=7, count=1, payload=b"p"))
+    >>> decode(frames).lease
+    7
+    """
+    flags = message.starved * FLAG_STARVED | message.has_state * FLAG_STATE
+    head = _HEAD.pack(
+        message.kind,
+        flags,
+        len(message.places),
+        message.count,
+        message.lease,
+        message.seconds,
+        message.overhead_s,
+    )
+    if message.places:
+        head += b"".join([_PLACE.pack(slab, 0, length) for slab, length in message.places])
+    return [head, message.payload, *message.buffers]
+
+
+def decode(frames: Sequence[Any]) -> Message:
+    """The message in these frames (bytes-like objects).
+
+    Raises
+    ------
+    BadMessage
+        If they are not one, whatever else they are.
+    """
+    if len(frames) < 2:
+        raise BadMessage(f"{len(frames)} frames; at least 2 are needed")
+    head = bytes(frames[0])
+    if len(head) < _HEAD.size:
+        raise BadMessage(f"a head of {len(head)} bytes; at least {_HEAD.size} are needed")
+    number, flags, places_count, count, lease, seconds, overhead_s = _HEAD.unpack_from(head)
+    if len(head) != _HEAD.size + places_count * _PLACE.size:
+        raise BadMessage(f"a head of {len(head)} bytes for {places_count} buffers")
+    try:
+        kind = Kind(number)
+    except ValueError:
+        raise BadMessage(f"unknown kind {number}") from None
+    if flags & ~(FLAG_STARVED | FLAG_STATE):
+        raise BadMessage(f"unknown flags {flags:#x}")
+    if not (seconds >= 0.0 and overhead_s >= 0.0):
+        raise BadMessage("a negative time")
+    places: list[BufferPlace] = []
+    inline = 0
+    for position in range(_HEAD.size, len(head), _PLACE.size):
+        slab, zero, length = _PLACE.unpack_from(head, position)
+        if zero:
+            raise BadMessage("reserved bytes are not zero")
+        if slab == NO_SLAB:
+            if 2 + inline >= len(frames) or memoryview(frames[2 + inline]).nbytes != length:
+                raise BadMessage(f"buffer frame {inline} is missing or not of {length} bytes")
+            inline += 1
+        places.append(BufferPlace(slab, length))
+    if len(frames) != 2 + inline:
+        raise BadMessage(f"{len(frames) - 2} buffer frames; {inline} are announced")
+    return Message(
+        kind,
+        lease,
+        count,
+        frames[1],
+        places,
+        frames[2:],
+        seconds,
+        overhead_s,
+        bool(flags & FLAG_STARVED),
+        bool(flags & FLAG_STATE),
+    )
