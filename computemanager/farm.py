@@ -135,6 +135,7 @@ class Farm:
         self._writer = SlabWriter(directory, "main-out") if settings.shared_memory else None
         self._peers: dict[str, _Peer] = {}
         self._gone_states: list[Any] = []
+        self._busy: set[str] = set()  # workers that finished a block
         self._blocks: dict[int, Any] = {}  # pulled and not accepted, to be sent again if need be
         self._plan_ended = False
         self._failure: Failure | None = None
@@ -312,7 +313,9 @@ class Farm:
         for index, value in zip(action.blocks, self._values, strict=True):
             pop(index)
             put(Outcome(index, value, worker))
+        self._busy.add(worker)
         self._statistics.blocks += len(action.blocks)
+        self._statistics.workers = len(self._busy)
 
     def _dispatch(self, action: Dispatch) -> None:
         peer = self._peers[action.worker]

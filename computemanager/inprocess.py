@@ -46,7 +46,7 @@ class CallerManager(ComputeWorkerManager):
 
 
 class _Answer(NamedTuple):
-    index: int
+    block_index: int
     block: Any
     value: Any
     failure: Failure | None
@@ -149,14 +149,14 @@ class ThreadsManager(ComputeWorkerManager):
             while True:
                 working -= 1
                 if answer.failure is not None:
-                    error = block_error(job, answer.index, answer.block, answer.worker, answer.failure)
+                    error = block_error(job, answer.block_index, answer.block, answer.worker, answer.failure)
                     raise error from answer.failure.original
                 self._busy.add(answer.worker)
                 self.statistics.blocks += 1
                 self.statistics.workers = len(self._busy)
                 if self.statistics.blocks == 1:
                     self.statistics.first_outcome_s = time.monotonic() - started
-                window.put(Outcome(answer.index, answer.value, answer.worker))
+                window.put(Outcome(answer.block_index, answer.value, answer.worker))
                 if done.empty():
                     break
                 answer = done.get()

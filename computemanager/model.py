@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
 
     Attributes
     ----------
-    index : int
+    block_index : int
         Number of the block in the plan, from 0.
     value : Any
         What the function returned. Arrays may be views of memory shared with the worker, which is reused
@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
         Name of the worker that computed it.
     """
 
-    index: int
+    block_index: int
     value: Any
     worker: str
 

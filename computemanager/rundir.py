@@ -65,7 +65,7 @@ class RunDirectory:
         error: OSError | None = None
         for parent in _parents():
             try:
-                self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+                self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
                 break
             except OSError as reason:
                 error = reason

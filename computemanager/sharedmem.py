@@ -1,7 +1,7 @@
 """Large buffers between processes of one host: slabs of shared memory that are used again and again.
 
-A slab is a file in a private directory (in memory where the system has such a place, see
-`computemanager.rundir`), mapped by both ends. Each end owns the slabs that it writes, and only the owner
+A slab is a piece of a segment: a file in a private directory (in memory where the system has such a place,
+see `computemanager.rundir`), mapped by both ends. Each end owns the slabs that it writes, and only the owner
 decides about reuse::
 
     owner: SlabWriter.put(buffer) ── slab number, through the socket ──> reader: SlabReader.view(slab, length)
@@ -11,8 +11,9 @@ The reader gets an array that is a *view* of the slab, and the slab is returned 
 that array, or to anything made from it, is gone: whoever keeps an array keeps it valid, for ever if need be.
 
 Plain files rather than `multiprocessing.shared_memory`: its resource tracker unlinks segments that a child
-only attached (before Python 3.13). A file is given its blocks before it is mapped, so that a full file
-system is an error here and not a SIGBUS in the middle of a copy; then the buffer travels through the socket.
+only attached (before Python 3.13). Many slabs to a file, since a mapping holds a file descriptor and callers
+may hold many arrays. A slab's blocks are allocated before it is written to, so that a full file system is an
+error here and not a SIGBUS in the middle of a copy; then the buffer travels through the socket.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ MIN_BUFFER_BYTES = 64 * 1024
 
 DEFAULT_BUDGET_BYTES = 2 * 1024**3
 
-_MAP_NOW = {"flags": mmap.MAP_SHARED | mmap.MAP_POPULATE} if hasattr(mmap, "MAP_POPULATE") else {}
+SEGMENT_BYTES = 64 * 1024**2
+"""Size of a segment; a larger slab has one of its own."""
+
+_OFFSET_BITS = 40  # of a slab's number: its offset in the segment; above them, the segment's number from 1
 
 
 class _View(np.ndarray[Any, np.dtype[np.uint8]]):
@@ -50,22 +54,30 @@ def _size_class(nbytes: int) -> int:
     return -(-nbytes // step) * step
 
 
-def _allocate(path: Path, nbytes: int) -> mmap.mmap:
-    """A new mapped file whose blocks exist. OSError where there is no room."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, nbytes)
-        else:
-            zeros = bytes(1024 * 1024)
-            for start in range(0, nbytes, len(zeros)):
-                os.write(descriptor, zeros[: nbytes - start])
-        return mmap.mmap(descriptor, nbytes, **_MAP_NOW)
-    except OSError:
-        path.unlink()
-        raise
-    finally:
-        os.close(descriptor)
+class _Segment:
+    """A mapped file from which slabs are cut, one behind the other."""
+
+    def __init__(self, path: Path, nbytes: int) -> None:
+        self.path = path
+        self.nbytes = nbytes
+        self.used = 0
+        with open(path, "x+b") as file:
+            file.truncate(nbytes)  # no blocks yet
+            self.map = np.frombuffer(mmap.mmap(file.fileno(), nbytes), np.uint8)
+
+    def cut(self, nbytes: int) -> int:
+        """Allocate the next piece; its offset. OSError where the file system is full."""
+        offset = self.used
+        with open(self.path, "r+b", buffering=0) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), offset, nbytes)
+            else:
+                file.seek(offset)
+                zeros = bytes(1024 * 1024)
+                for start in range(0, nbytes, len(zeros)):
+                    file.write(zeros[: nbytes - start])
+        self.used += nbytes
+        return offset
 
 
 class SlabWriter:
@@ -101,13 +113,13 @@ class SlabWriter:
         self._prefix = prefix
         self._budget = budget_bytes
         self._bytes = 0
-        self._last = 0
-        self._maps: dict[int, npt.NDArray[np.uint8]] = {}
+        self._segments: list[_Segment] = []
+        self._slabs: dict[int, npt.NDArray[np.uint8]] = {}
         self._free: dict[int, list[int]] = {}
         self._full = False
 
     def put(self, buffer: memoryview) -> int | None:
-        """Copy a contiguous buffer into a slab; its number (from 1), or None where there is no room."""
+        """Copy a contiguous buffer into a slab; its number (not 0), or None where there is no room."""
         size = _size_class(buffer.nbytes)
         free = self._free.get(size)
         if free:
@@ -117,18 +129,18 @@ class SlabWriter:
             if found is None:
                 return None
             slab = found
-        np.copyto(self._maps[slab][: buffer.nbytes], np.frombuffer(buffer, np.uint8))
+        np.copyto(self._slabs[slab][: buffer.nbytes], np.frombuffer(buffer, np.uint8))
         return slab
 
     def free(self, slab: int) -> None:
         """The reader no longer looks at this slab."""
-        if slab in self._maps:
-            self._free.setdefault(len(self._maps[slab]), []).append(slab)
+        self._free.setdefault(len(self._slabs[slab]), []).append(slab)
 
     def close(self) -> None:
         """Forget all slabs. The files go with their directory."""
-        self._maps.clear()
+        self._slabs.clear()
         self._free.clear()
+        self._segments.clear()
 
     def _larger_free(self, size: int) -> int | None:
         fitting = min((larger for larger, slabs in self._free.items() if slabs and larger > size), default=None)
@@ -137,17 +149,20 @@ class SlabWriter:
     def _make(self, size: int) -> int | None:
         if self._full or self._bytes + size > self._budget:
             return None
-        number = self._last + 1
         try:
-            mapped = _allocate(self._directory / f"{self._prefix}-{number}", size)
+            if not self._segments or self._segments[-1].used + size > self._segments[-1].nbytes:
+                path = self._directory / f"{self._prefix}-{len(self._segments) + 1}"
+                self._segments.append(_Segment(path, max(size, SEGMENT_BYTES)))
+            segment = self._segments[-1]
+            offset = segment.cut(size)
         except OSError:
             # No room (a container's /dev/shm may hold 64 MB): live with the slabs there are.
             self._full = True
             return None
-        self._last = number
         self._bytes += size
-        self._maps[number] = np.frombuffer(mapped, np.uint8)
-        return number
+        slab = len(self._segments) << _OFFSET_BITS | offset
+        self._slabs[slab] = segment.map[offset : offset + size]
+        return slab
 
 
 class SlabReader:
@@ -163,11 +178,12 @@ class SlabReader:
 
     def view(self, slab: int, length: int) -> npt.NDArray[np.uint8]:
         """A writable array of the first `length` bytes of a slab, which stays as it is while the array lives."""
-        mapped = self._maps.get(slab)
+        segment, offset = slab >> _OFFSET_BITS, slab & ((1 << _OFFSET_BITS) - 1)
+        mapped = self._maps.get(segment)
         if mapped is None:
-            with open(self._directory / f"{self._prefix}-{slab}", "r+b") as file:
-                mapped = self._maps[slab] = mmap.mmap(file.fileno(), 0, **_MAP_NOW)
-        view: Any = np.ndarray.__new__(_View, (length,), np.uint8, mapped)
+            with open(self._directory / f"{self._prefix}-{segment}", "r+b") as file:
+                mapped = self._maps[segment] = mmap.mmap(file.fileno(), 0)
+        view: Any = np.ndarray.__new__(_View, (length,), np.uint8, mapped, offset)
         returned = self._returned
 
         def gone(_: object, slab: int = slab) -> None:

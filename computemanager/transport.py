@@ -24,6 +24,9 @@ _MAX_WAIT_MS = 1000
 class MainSocket:
     """Main's end: receives from and sends to any worker by its name.
 
+    Frames are copied into zmq's memory: sending without a copy would start a thread in the host program, for
+    good, that pyzmq keeps for such frames; and what is large goes through shared memory anyway.
+
     Parameters
     ----------
     directory : path
@@ -59,7 +62,7 @@ class MainSocket:
     def send(self, worker: str, frames: Sequence[Any]) -> bool:
         """Queue a message; False if the worker is not connected any more."""
         try:
-            self._socket.send_multipart([worker.encode(), *frames], copy=False)
+            self._socket.send_multipart([worker.encode(), *frames])
         except zmq.ZMQError as error:
             if error.errno == zmq.EHOSTUNREACH:
                 return False
@@ -111,7 +114,7 @@ class WorkerSocket:
 
     def send(self, frames: Sequence[Any]) -> None:
         """Queue a message."""
-        self._socket.send_multipart(list(frames), copy=False)
+        self._socket.send_multipart(list(frames))
 
     def receive(self, *, wait: bool) -> list[Any] | None:
         """The next message's frames; None if there is none and `wait` is False."""

@@ -61,7 +61,7 @@ class Window:
 
     def put(self, outcome: Outcome) -> None:
         """Add the outcome of a pulled block."""
-        index = outcome.index
+        index = outcome.block_index
         if index in self._waiting or index >= self._pulled or (self.ordered and index < self._taken):
             raise InternalError(f"a second or unasked outcome for block {index}")
         self._waiting[index] = outcome

@@ -5,7 +5,7 @@ belongs to and where its large buffers are. Payload frames follow: a pickle (pro
 that do not travel through shared memory, one frame each::
 
     head  = kind u8 | flags u8 | buffers u16 | count u32 | lease u64 | seconds f64 | overhead f64 | table
-    table = one entry a buffer: slab u32 (0: the buffer is the next frame) | 0 u32 | length u64
+    table = one entry a buffer: slab u64 (0: the buffer is the next frame) | length u64
     frames = [head, pickle, buffer, buffer, ...]
 
 `decode` accepts anything and either returns a `Message` or raises `BadMessage`: what it returns is of
@@ -28,7 +28,7 @@ NO_SLAB = 0
 """Slab number of a buffer that travels as a frame of its own."""
 
 _HEAD = struct.Struct("<BBHIQdd")
-_PLACE = struct.Struct("<IIQ")
+_PLACE = struct.Struct("<QQ")
 
 
 class Kind(IntEnum):
@@ -130,7 +130,7 @@ def encode(message: Message) -> list[Any]:
         message.overhead_s,
     )
     if message.places:
-        head += b"".join([_PLACE.pack(slab, 0, length) for slab, length in message.places])
+        head += b"".join([_PLACE.pack(slab, length) for slab, length in message.places])
     return [head, message.payload, *message.buffers]
 
 
@@ -161,9 +161,7 @@ def decode(frames: Sequence[Any]) -> Message:
     places: list[BufferPlace] = []
     inline = 0
     for position in range(_HEAD.size, len(head), _PLACE.size):
-        slab, zero, length = _PLACE.unpack_from(head, position)
-        if zero:
-            raise BadMessage("reserved bytes are not zero")
+        slab, length = _PLACE.unpack_from(head, position)
         if slab == NO_SLAB:
             if 2 + inline >= len(frames) or memoryview(frames[2 + inline]).nbytes != length:
                 raise BadMessage(f"buffer frame {inline} is missing or not of {length} bytes")

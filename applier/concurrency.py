@@ -1,0 +1,221 @@
+"""How many workers there are, of which kind, and what they do."""
+
+from __future__ import annotations
+
+import operator
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from applier.associations import closest_first
+from applier.constants import (
+    COMPUTE_WORKER_KINDS,
+    CW_DASK,
+    CW_EXECUTOR,
+    CW_NONE,
+    CW_PBS,
+    CW_SLURM,
+    LOCAL_KINDS,
+)
+from computemanager.errors import SettingsError
+
+__all__ = ["ConcurrencyStyle", "ConcurrencyWarning"]
+
+# Kinds whose engine already knows how many workers it has.
+_ENGINE_KINDS = frozenset({CW_DASK, CW_EXECUTOR})
+_BATCH_QUEUE_KINDS = frozenset({CW_PBS, CW_SLURM})
+
+
+class ConcurrencyWarning(UserWarning):
+    """A `ConcurrencyStyle` that works, but hardly as fast as its author hopes."""
+
+
+@dataclass(frozen=True)
+class ConcurrencyStyle:
+    """Where and how many times at once the user's function runs, and who reads.
+
+    Outputs are the same bytes whatever the style. By default there is no concurrency. The object
+    cannot be changed once made; parameters and their order are those of RIOS.
+
+    Parameters
+    ----------
+    numReadWorkers : int, default 0
+        Threads that read blocks ahead: in the main process, or in each compute worker where workers
+        read for themselves. With 0, blocks are read when they are needed.
+    numComputeWorkers : int, default 0
+        Workers that run the user's function. 0 is right for `CW_NONE`; for `CW_DASK` and `CW_EXECUTOR`
+        it means as many as the engine has.
+    computeWorkerKind : str, default `CW_NONE`
+        One of `CW_NONE`, `CW_THREADS` (functions that release the GIL), `CW_SUBPROC` (processes on
+        this machine), `CW_ECS`, `CW_AWSBATCH`, `CW_PBS`, `CW_SLURM`, `CW_DASK`, `CW_EXECUTOR`, `CW_SSH`.
+    computeWorkerExtraParams : dict, optional
+        What the kind needs besides; see its manager. Copied, never changed, and its values are not
+        shown in the `repr`.
+    computeWorkersRead : bool, optional
+        Whether workers read their own blocks. None, the default, leaves it to the kind; see
+        `workers_read`.
+    singleBlockComputeWorkers : bool, default False
+        For `CW_PBS` and `CW_SLURM`: one batch job a block, in place of `numComputeWorkers` jobs.
+    haveSharedTemp : bool, default True
+        Whether workers see the same temporary directory as the main process.
+    readBufferInsertTimeout, readBufferPopTimeout : float, optional
+        Seconds to wait for room in, or a block from, the buffer of blocks read. None, the default
+        here and below, waits for as long as it takes.
+    computeBufferInsertTimeout, computeBufferPopTimeout : float, optional
+        Seconds to wait for room in, or a block from, the buffer of computed blocks.
+    computeBarrierTimeout : float, optional
+        Seconds to wait for the first worker to start.
+
+    Raises
+    ------
+    SettingsError
+        On a combination that makes no sense, or a value out of range.
+
+    Warns
+    -----
+    ConcurrencyWarning
+        If more local workers are asked for than there are processors.
+
+    Examples
+    --------
+    >>> ConcurrencyStyle(numComputeWorkers=1, computeWorkerKind="CW_SUBPROC")
+    ConcurrencyStyle(numComputeWorkers=1, computeWorkerKind='CW_SUBPROC')
+    >>> ConcurrencyStyle(numComputeWorkers=4)
+    Traceback (most recent call last):
+    computemanager.errors.SettingsError: numComputeWorkers=4 needs a kind of worker: add \
+computeWorkerKind=applier.CW_SUBPROC (processes) or applier.CW_THREADS (threads)
+    """
+
+    numReadWorkers: int = 0
+    numComputeWorkers: int = 0
+    computeWorkerKind: str = CW_NONE
+    computeWorkerExtraParams: Mapping[str, Any] | None = None
+    computeWorkersRead: bool | None = None
+    singleBlockComputeWorkers: bool = False
+    haveSharedTemp: bool = True
+    readBufferInsertTimeout: float | None = None
+    readBufferPopTimeout: float | None = None
+    computeBufferInsertTimeout: float | None = None
+    computeBufferPopTimeout: float | None = None
+    computeBarrierTimeout: float | None = None
+
+    def __post_init__(self) -> None:
+        self._check_values()
+        self._check_combinations()
+        processors = _processors()
+        asked = self.numComputeWorkers + self.numReadWorkers
+        if self.computeWorkerKind in LOCAL_KINDS and self.numComputeWorkers > 0 and asked > processors:
+            warnings.warn(
+                f"numComputeWorkers={self.numComputeWorkers} and numReadWorkers={self.numReadWorkers} are "
+                f"more than the {processors} processors of this machine; fewer are usually as fast",
+                ConcurrencyWarning,
+                stacklevel=3,
+            )
+
+    def _check_values(self) -> None:
+        """Check each parameter by itself."""
+        for name in ("numReadWorkers", "numComputeWorkers"):
+            object.__setattr__(self, name, _count(name, getattr(self, name)))
+        if self.computeWorkerKind not in COMPUTE_WORKER_KINDS:
+            known = closest_first(str(self.computeWorkerKind), COMPUTE_WORKER_KINDS)
+            raise SettingsError(
+                f"computeWorkerKind={self.computeWorkerKind!r} is not a kind of worker; "
+                f"the kinds are {', '.join(known)}, each a constant of applier, e.g. applier.{known[0]}"
+            )
+        extra: Any = self.computeWorkerExtraParams
+        if extra is not None and not isinstance(extra, Mapping):
+            # The type alone: the value may hold a secret.
+            raise SettingsError(
+                f"computeWorkerExtraParams is a {type(extra).__name__}; "
+                "give a dict of the kind's parameters, or None"
+            )
+        object.__setattr__(self, "computeWorkerExtraParams", None if extra is None else dict(extra))
+        for name in ("computeWorkersRead", "singleBlockComputeWorkers", "haveSharedTemp"):
+            value: Any = getattr(self, name)
+            if not isinstance(value, bool) and not (name == "computeWorkersRead" and value is None):
+                raise SettingsError(f"{name}={value!r}: give True or False")
+        for item in fields(self):
+            if item.name.endswith("Timeout"):
+                _check_timeout(item.name, getattr(self, item.name))
+
+    def _check_combinations(self) -> None:
+        """Check the parameters against each other."""
+        kind, count, single = self.computeWorkerKind, self.numComputeWorkers, self.singleBlockComputeWorkers
+        if single and kind not in _BATCH_QUEUE_KINDS:
+            raise SettingsError(
+                f"singleBlockComputeWorkers=True with computeWorkerKind={kind}: one job a block is for batch "
+                "queues only (CW_SLURM, CW_PBS); leave it out and set numComputeWorkers"
+            )
+        if single and count > 0:
+            raise SettingsError(
+                f"singleBlockComputeWorkers=True with numComputeWorkers={count}: with one job a block "
+                "there is no number of workers; leave numComputeWorkers out"
+            )
+        if kind == CW_NONE and count > 0:
+            raise SettingsError(
+                f"numComputeWorkers={count} needs a kind of worker: add "
+                "computeWorkerKind=applier.CW_SUBPROC (processes) or applier.CW_THREADS (threads)"
+            )
+        if kind == CW_NONE and self.computeWorkersRead:
+            raise SettingsError(
+                "computeWorkersRead=True without compute workers: set computeWorkerKind and "
+                "numComputeWorkers, or leave computeWorkersRead out"
+            )
+        if kind == CW_NONE and self.computeWorkerExtraParams:
+            raise SettingsError(
+                "computeWorkerExtraParams without compute workers: set computeWorkerKind and "
+                "numComputeWorkers, or leave computeWorkerExtraParams out"
+            )
+        if count == 0 and kind != CW_NONE and not single and kind not in _ENGINE_KINDS:
+            raise SettingsError(
+                f"computeWorkerKind={kind} with no workers: add numComputeWorkers, e.g. numComputeWorkers=4"
+            )
+
+    @property
+    def workers_read(self) -> bool:
+        """Whether workers read their own blocks, None having been decided.
+
+        As `computeWorkersRead` says. Where it is None: workers read, except that there are none for
+        `CW_NONE`, and that for `CW_THREADS` and `CW_SUBPROC` a number of read workers asks for readers
+        in the main process.
+        """
+        if self.computeWorkersRead is not None:
+            return self.computeWorkersRead
+        if self.computeWorkerKind in LOCAL_KINDS:
+            return self.computeWorkerKind != CW_NONE and self.numReadWorkers == 0
+        return True
+
+    def __repr__(self) -> str:
+        shown = []
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "computeWorkerExtraParams" and value is not None:
+                shown.append(f"{item.name}={{{', '.join(f'{key!r}: ...' for key in value)}}}")
+            elif value != item.default:
+                shown.append(f"{item.name}={value!r}")
+        return f"ConcurrencyStyle({', '.join(shown)})"
+
+
+def _count(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if isinstance(value, bool) or number < 0:
+        raise SettingsError(f"{name}={value!r}: give a whole number, 0 or more")
+    return number
+
+
+def _check_timeout(name: str, value: Any) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (is_number and value > 0):
+        raise SettingsError(f"{name}={value!r}: give a number of seconds above 0, or None for no limit")
+
+
+def _processors() -> int:
+    """Count the processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0)) or 1
+    return os.cpu_count() or 1

@@ -1,0 +1,5 @@
+from computemanager.testing import ManagerContract
+
+
+class TestSubproc(ManagerContract):
+    kind = "CW_SUBPROC"
