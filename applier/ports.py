@@ -1,0 +1,105 @@
+"""The seams between `applier.engine` and what it knows nothing of: rasters, or any other kind of data.
+
+A kind of data plans a job (`Plan`): where blocks come from, what a worker does with one, and the sinks that
+write the results. The engine runs the plan; it never asks what the blocks are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+__all__ = ["BlockResult", "BlockSource", "Plan", "Sink"]
+
+
+class BlockSource(Protocol):
+    """Where blocks come from."""
+
+    def __len__(self) -> int:
+        """How many blocks there are."""
+
+    def __iter__(self) -> Any:
+        """The blocks, lazily and always in the same order: places in the input, not its content."""
+
+    def read(self, block: Any) -> Any:
+        """The content of a block. Called in main, in threads and in workers; may be repeated."""
+
+
+class BlockResult(NamedTuple):
+    """What a worker hands back for a block.
+
+    Attributes
+    ----------
+    encoded : list
+        One entry a sink, ready to be written.
+    read_s, function_s, encode_s : float
+        Seconds spent on each.
+    """
+
+    encoded: list[Any]
+    read_s: float
+    function_s: float
+    encode_s: float
+
+
+class Sink(Protocol):
+    """Where one output goes. Its `encode` half runs in the workers (see `BlockResult`)."""
+
+    path: str
+
+    def write(self, encoded: Any) -> None:
+        """Add the next block; called in block order."""
+
+    def finish(self) -> None:
+        """Complete the output, still under a temporary name."""
+
+    def commit(self) -> None:
+        """Give the output its name."""
+
+    def abort(self) -> None:
+        """Leave nothing. Never raises, may be called at any time and again."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job, ready to run.
+
+    Attributes
+    ----------
+    source : BlockSource
+        The blocks.
+    task : callable
+        ``task(block)`` or ``task(block, otherArgs)``, run in a worker, gives a `BlockResult`. A block that
+        main has read is given as a `ReadBlock`.
+    sinks : sequence of Sink
+        In the order of `BlockResult.encoded`.
+    block_bytes : int
+        About what a block takes in memory; bounds how many are under way.
+    describe : callable
+        Words for a block, for messages.
+    environment : callable
+        Called for a context manager that is entered in main while the job runs.
+    worker_environment : callable
+        Called with the number of workers on this machine for their environment variables.
+    working_grid : object or None
+        Handed on to the caller.
+    """
+
+    source: BlockSource
+    task: Callable[..., BlockResult]
+    sinks: Sequence[Sink]
+    block_bytes: int
+    describe: Callable[[Any], str]
+    environment: Callable[[], AbstractContextManager[None]]
+    worker_environment: Callable[[int], dict[str, str]]
+    working_grid: Any = None
+
+
+class ReadBlock(NamedTuple):
+    """A block together with its content."""
+
+    block: Any
+    content: Any
+    read_s: float

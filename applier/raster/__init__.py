@@ -1,0 +1,16 @@
+"""Rasters: pixel grids, the plan of tiles, reading, and writing.
+
+====================  =====================================================================
+`applier.raster.grid`      the algebra of pixel grids (pure)
+`applier.raster.tiles`     the lazy plan of tiles (pure)
+`applier.raster.datasets`  opened files, one cache a thread; the only place that opens one to read
+`applier.raster.source`    reads one tile of all inputs
+`applier.raster.encoder`   the worker's half of writing: a block becomes compressed chunks
+`applier.raster.tiff`      the bytes of a TIFF file's head (pure)
+`applier.raster.sink`      main's half of writing: places chunks, commits the file
+====================  =====================================================================
+"""
+
+from __future__ import annotations
+
+__all__: list[str] = []
