@@ -25,6 +25,7 @@ from applier.errors import FileOpenError
 from applier.raster.grid import PixelGrid
 
 __all__ = [
+    "IDENTITY",
     "MAX_OPEN_FILES",
     "RasterFacts",
     "close_all",
@@ -40,6 +41,9 @@ __all__ = [
 
 #: Files that one thread keeps open; the one not used for longest is closed first.
 MAX_OPEN_FILES = 64
+
+#: The geotransform of rasters that have none.
+IDENTITY = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 _cache = threading.local()
 _filters_lock = threading.Lock()
@@ -148,7 +152,7 @@ def describe(path: str | os.PathLike[str]) -> RasterFacts:
     block_height, block_width = dataset.block_shapes[0]
     return RasterFacts(
         path=name,
-        grid=PixelGrid(crs_wkt, dataset.transform.to_gdal(), dataset.height, dataset.width),
+        grid=PixelGrid(crs_wkt, _transform_of(dataset), dataset.height, dataset.width),
         count=dataset.count,
         # NumPy has no complex integers; rasterio reads them as complex64.
         dtypes=tuple("complex64" if dtype == "complex_int16" else dtype for dtype in dataset.dtypes),
@@ -261,6 +265,21 @@ def gdal_words(error: BaseException | str) -> str:
     error = re.sub(r"^CPLE_\w+ in ", "", error)
     error = re.sub(r"(/vsimem/)?(?:[0-9a-f-]{36}/)?[0-9a-f-]{36}\.\w+: ?", "", error)
     return " ".join(error.split()).rstrip(".")
+
+
+def _transform_of(dataset: DatasetReader) -> tuple[float, float, float, float, float, float]:
+    """The geotransform, or the identity where there is none.
+
+    `dataset.transform` is not used: some drivers leave it uninitialised, and the warning is all that tells.
+    """
+    with _filters_lock, warnings.catch_warnings():
+        warnings.simplefilter("error", NotGeoreferencedWarning)
+        try:
+            x0, dx, rx, y0, ry, dy = dataset.read_transform()
+        except NotGeoreferencedWarning:
+            return IDENTITY
+    # With ground control points in place of a transform there is no warning.
+    return IDENTITY if dataset.gcps[0] else (x0, dx, rx, y0, ry, dy)
 
 
 def _signature(name: str) -> object:

@@ -42,12 +42,17 @@ _DIRECT = frozenset(
     {"NONE", "DEFLATE", "LZW", "ZSTD", "LZMA", "PACKBITS", "LERC", "LERC_DEFLATE", "LERC_ZSTD"}
 )
 # Options of the file as a whole, or of how it is written: none of the block's business.
-_NOT_FOR_BLOCKS = frozenset({"NUM_THREADS", "BIGTIFF", "TFW", "RPB", "RPCTXT", "COPY_SRC_OVERVIEWS", "PROFILE"})
+_NOT_FOR_BLOCKS = frozenset({"NUM_THREADS", "BIGTIFF", "TFW", "PROFILE"})
+_DEFAULTS = {"TILED": "YES", "COMPRESS": "DEFLATE", "BIGTIFF": "IF_SAFER"}
 # Quick to write, read once, and known to every GDAL.
 _WORKING = {"TILED": "YES", "COMPRESS": "DEFLATE", "ZLEVEL": "1", "BIGTIFF": "YES"}
 # Any transform will do for a block; having none makes rasterio warn.
 _SOMEWHERE = rasterio.Affine(1.0, 0.0, 1.0, 0.0, -1.0, 1.0)
 
+_ABOUT_PIXELS = re.compile(
+    r"data type|\bbands?\b.*(support|must)|(support|must).*\bbands?\b|BitsPerSample", re.IGNORECASE
+)
+_ABOUT_OPTIONS = re.compile(r"creation option|not recogni")
 _INSTEAD = {"float16": "float32", "longdouble": "float64", "clongdouble": "complex64"}
 
 
@@ -88,7 +93,7 @@ class OutputSpec:
     creation_options: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def create(
+    def create(  # noqa: PLR0913 - the fields of the class, most by keyword
         cls,
         name: str,
         path: str | os.PathLike[str],
@@ -108,7 +113,13 @@ class OutputSpec:
         Raises
         ------
         ControlsError
-            If no driver is given and the extension stands for none, or for one that cannot be written.
+            If no driver is given and the extension stands for none that can be written.
+
+        Examples
+        --------
+        >>> grid = PixelGrid("", (0.0, 1.0, 0.0, 0.0, 0.0, -1.0), height=100, width=100)
+        >>> OutputSpec.create("ndvi", "ndvi.img", grid, (256, 256)).driver
+        'HFA'
         """
         path = os.fspath(path)
         pairs = creation_options.items() if isinstance(creation_options, Mapping) else creation_options
@@ -117,13 +128,13 @@ class OutputSpec:
 
     @property
     def label(self) -> str:
-        """str: How messages name the output."""
+        """How messages name the output."""
         item = "" if self.seq is None else f"[{self.seq}]"
         return f"output {self.name!r}{item} ({self.path})"
 
     @property
     def is_direct(self) -> bool:
-        """bool: Whether the chunks make up the final file; else a working file is copied at the end."""
+        """Whether the chunks make up the final file; else a working file is copied at the end."""
         compression = dict(self.creation_options).get("COMPRESS", "DEFLATE").upper()
         return self.driver == "GTiff" and compression in _DIRECT
 
@@ -137,7 +148,7 @@ class OutputSpec:
         """
         if not self.is_direct:
             return {**_WORKING, **self._tile_size()}
-        options = {"TILED": "YES", "COMPRESS": "DEFLATE", "BIGTIFF": "IF_SAFER", **dict(self.creation_options)}
+        options = {**_DEFAULTS, **dict(self.creation_options)}
         options["TILED"] = "NO" if options["TILED"].upper() in {"NO", "FALSE", "OFF", "0"} else "YES"
         if options["TILED"] == "YES":
             return {**self._tile_size(), **options}
@@ -173,7 +184,8 @@ class OutputSpec:
             return int(options["BLOCKYSIZE"]), int(options["BLOCKXSIZE"])
         if "BLOCKYSIZE" in options:
             return min(int(options["BLOCKYSIZE"]), self.grid.height), self.grid.width
-        height = _default_strip_height(self.grid.width, count, dtype, options.get("INTERLEAVE", "PIXEL"))
+        for_file = {key: value for key, value in options.items() if key not in _NOT_FOR_BLOCKS}
+        height = _default_strip_height(self.grid.width, count, dtype, tuple(for_file.items()))
         return min(height, self.grid.height), self.grid.width
 
     def has_whole_chunks(self, count: int, dtype: str) -> bool:
@@ -193,6 +205,19 @@ class OutputSpec:
             self.window, self.chunk_shape(count, dtype), (self.grid.height, self.grid.width), strict=True
         )
         return all(window % chunk == 0 or window >= grid for window, chunk, grid in sizes)
+
+    def nodata_survives_float(self, dtype: str) -> bool:
+        """Say whether the nodata value may go through rasterio, which makes a float of it.
+
+        Parameters
+        ----------
+        dtype : str
+
+        Returns
+        -------
+        bool
+        """
+        return self.nodata is None or np.dtype(dtype).kind not in "iu" or abs(self.nodata) <= 2**53
 
     def validate(self) -> None:
         """Find, before anything is computed, what would keep this output from being written.
@@ -227,7 +252,9 @@ class OutputSpec:
             )
         directory = os.path.dirname(os.path.abspath(self.path))
         if not os.path.isdir(directory):
-            raise FileOpenError(f"{self.label} cannot be written: there is no directory {directory}. Make it first.")
+            raise FileOpenError(
+                f"{self.label} cannot be written: there is no directory {directory}. Make it first."
+            )
         if os.path.isdir(self.path):
             raise FileOpenError(f"{self.label} cannot be written: it is a directory. Name a file.")
         if not os.access(directory, os.W_OK):
@@ -311,7 +338,7 @@ class EncodedTile:
 
     @property
     def nbytes(self) -> int:
-        """int: Bytes of pixels, compressed or not."""
+        """Bytes of pixels, compressed or not."""
         if self.chunks is not None:
             return self.chunks.data.nbytes
         return 0 if self.array is None else self.array.nbytes
@@ -343,7 +370,9 @@ def encode(spec: OutputSpec, tile: Tile, array: NDArray[Any], margin: int | None
     array = _checked(spec, tile, array, margin)
     pixels = np.ascontiguousarray(array[:, margin : margin + tile.height, margin : margin + tile.width])
     count, dtype = len(pixels), pixels.dtype.name
-    if not spec.has_whole_chunks(count, dtype):
+    with explained(spec, count, dtype):
+        whole_chunks = spec.has_whole_chunks(count, dtype)
+    if not whole_chunks:
         # A view would keep the whole block, margin and all, for as long as the tile waits to be written.
         return EncodedTile(tile, count, dtype, None, pixels.copy() if pixels.base is not None else pixels)
     with explained(spec, count, dtype):
@@ -375,8 +404,14 @@ def compress(spec: OutputSpec, pixels: NDArray[Any], *, threads: bool = False) -
         options["BLOCKXSIZE"] = str(chunk_width)
     if threads and "NUM_THREADS" in given:
         options["NUM_THREADS"] = given["NUM_THREADS"]
-    if "SPARSE_OK" in options:  # which chunks are left out depends on what counts as nothing
-        options["nodata"] = spec.nodata  # type: ignore[assignment]
+    nodata = None
+    if "SPARSE_OK" in options:  # then which chunks are left out depends on the nodata value
+        nodata = spec.nodata
+        is_pixel = nodata is None or pixels.dtype.kind not in "iu" or float(nodata).is_integer()
+        if not (is_pixel and spec.nodata_survives_float(pixels.dtype.name)):
+            # GDAL would take zeros for nodata, and nodata is not what readers would make of them.
+            nodata = None
+            del options["SPARSE_OK"]
     with MemoryFile() as memory:
         with memory.open(
             driver="GTiff",
@@ -384,6 +419,7 @@ def compress(spec: OutputSpec, pixels: NDArray[Any], *, threads: bool = False) -
             width=width,
             count=count,
             dtype=pixels.dtype.name,
+            nodata=nodata,
             transform=_SOMEWHERE,
             **options,
         ) as dataset:
@@ -393,9 +429,8 @@ def compress(spec: OutputSpec, pixels: NDArray[Any], *, threads: bool = False) -
         offsets, byte_counts = directory.chunks()
         _, rows, cols = directory.chunk_grid
         lengths = tuple(byte_counts.tolist())
-        pieces = [
-            buffer[start : start + length] for start, length in zip(offsets.tolist(), lengths, strict=True) if length
-        ]
+        places = zip(offsets.tolist(), lengths, strict=True)
+        pieces = [buffer[start : start + length] for start, length in places if length]
         # This copies: the file in memory ends here.
         data = np.concatenate(pieces) if pieces else np.empty(0, np.uint8)
     return Chunks(data, lengths, rows, cols)
@@ -410,8 +445,8 @@ def explained(spec: OutputSpec, count: int, dtype: str) -> Iterator[None]:
         given = ", ".join(f"{key}={value}" for key, value in spec.creation_options) or "none"
         raise OutputError(
             f"{spec.label}: GDAL cannot write {count} band(s) of {dtype} with driver {spec.driver} "
-            f"(creation options: {given}). GDAL says: {gdal_words(error)}. Give the output another dtype with "
-            "astype, or change controls.setCreationOptions or controls.setOutputDriverName."
+            f"(creation options: {given}). GDAL says: {gdal_words(error)}. Give the output another "
+            "dtype with astype, or change controls.setCreationOptions or controls.setOutputDriverName."
         ) from error
 
 
@@ -434,7 +469,7 @@ def check_final_format(spec: OutputSpec, count: int, dtype: str) -> None:
         _copy_example(spec, count, dtype, spec.final_options())
     except gdal_errors() as error:
         # Other complaints (projection, size of the image) may hold for the example alone.
-        if re.search(r"data type|\bbands?\b.*(support|must)|(support|must).*\bbands?\b|BitsPerSample", str(error)):
+        if _ABOUT_PIXELS.search(str(error)):
             with explained(spec, count, dtype):
                 raise
 
@@ -457,8 +492,8 @@ def check_nodata(spec: OutputSpec, dtype: str) -> None:
     limits = np.iinfo(kind)
     if not (nodata == nodata and limits.min <= nodata <= limits.max):
         raise OutputError(
-            f"{spec.label}: its nodata value {nodata} does not fit into {dtype} ({limits.min} to {limits.max}). "
-            "Choose another with controls.setStatsIgnore, or give the output another dtype with astype."
+            f"{spec.label}: its nodata value {nodata} does not fit into {dtype} ({limits.min} to "
+            f"{limits.max}). Choose another with controls.setStatsIgnore, or another dtype with astype."
         )
 
 
@@ -488,32 +523,29 @@ def _checked(spec: OutputSpec, tile: Tile, array: Any, margin: int) -> NDArray[A
         array = array.astype(array.dtype.newbyteorder("="))
     dtype = array.dtype.name
     if dtype not in dtype_fwd.values():
-        instead = next((new for old, new in _INSTEAD.items() if array.dtype == np.dtype(old)), "uint8 or float32")
+        instead = next((new for old, new in _INSTEAD.items() if array.dtype == np.dtype(old)), "float32")
         raise OutputError(
-            f"{where}: GDAL has no pixels of type {dtype}. Convert the array, e.g. array.astype({instead.split()[0]!r})."
+            f"{where}: GDAL has no pixels of type {dtype}. Convert the array, e.g. array.astype({instead!r})."
         )
     check_nodata(spec, dtype)
     if isinstance(array, np.ma.MaskedArray):
-        array = array.filled(0 if spec.nodata is None else spec.nodata)
-    return array
+        return np.asarray(array.filled(0 if spec.nodata is None else spec.nodata))
+    return np.asarray(array)
 
 
 @lru_cache(maxsize=256)
-def _default_strip_height(width: int, count: int, dtype: str, interleave: str) -> int:
+def _default_strip_height(width: int, count: int, dtype: str, options: tuple[tuple[str, str], ...]) -> int:
     """Rows of a strip where GDAL chooses; it does so by the bytes of a row, whatever the image's height."""
     with MemoryFile() as memory:
-        with memory.open(
+        memory.open(
             driver="GTiff",
             height=65536,
             width=width,
             count=count,
             dtype=dtype,
             transform=_SOMEWHERE,
-            INTERLEAVE=interleave,
-            SPARSE_OK="YES",
-            TILED="NO",
-        ):
-            pass
+            **{**dict(options), "SPARSE_OK": "YES"},
+        ).close()
         return tiff.parse(memory.getbuffer()).chunk_shape[0]
 
 
@@ -533,17 +565,9 @@ def _try_options(spec: OutputSpec, count: int, dtype: str) -> str:
     with gdal_warnings() as warned:
         try:
             if spec.is_direct:
+                shape = {"height": 16, "width": 16, "count": count, "dtype": dtype}
                 with MemoryFile() as memory:
-                    with memory.open(
-                        driver="GTiff",
-                        height=16,
-                        width=16,
-                        count=count,
-                        dtype=dtype,
-                        transform=_SOMEWHERE,
-                        **spec.tiff_options(),
-                    ):
-                        pass
+                    memory.open(driver="GTiff", transform=_SOMEWHERE, **shape, **spec.tiff_options()).close()
             else:
                 _copy_example(spec, count, dtype, spec.final_options())
         except gdal_errors() as error:
@@ -551,8 +575,8 @@ def _try_options(spec: OutputSpec, count: int, dtype: str) -> str:
             # Other formats may refuse the example for its size or projection, which says nothing of options.
             if spec.is_direct or any(f"{key}={value}" in words for key, value in spec.creation_options):
                 return words
-    about_options = [words for words in warned if spec.is_direct or re.search(r"creation option|not recogni", words)]
-    return "; ".join(dict.fromkeys(about_options))
+    telling = [words for words in warned if spec.is_direct or _ABOUT_OPTIONS.search(words)]
+    return "; ".join(dict.fromkeys(telling))
 
 
 def _copy_example(spec: OutputSpec, count: int, dtype: str, options: Mapping[str, str]) -> None:

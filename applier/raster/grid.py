@@ -51,7 +51,7 @@ class PixelGrid:
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
-        """tuple of 4 float: (left, bottom, right, top), in units of the projection, around all pixels."""
+        """(left, bottom, right, top) around all pixels, in units of the projection."""
         corners = [self.corner(row, col) for row in (0, self.height) for col in (0, self.width)]
         xs, ys = zip(*corners, strict=True)
         return min(xs), min(ys), max(xs), max(ys)

@@ -21,7 +21,7 @@ import rasterio.shutil
 
 from applier.errors import FileOpenError, OutputError
 from applier.raster import tiff
-from applier.raster.datasets import gdal_errors, gdal_words, quiet
+from applier.raster.datasets import IDENTITY, quiet
 from applier.raster.encoder import (
     Chunks,
     EncodedTile,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["RasterSink"]
 
 _GDAL_NODATA = 42113
-_NO_TRANSFORM = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 # Sizes from which GDAL makes BigTIFF files, for IF_SAFER and IF_NEEDED.
 _SAFE_BYTES, _NEEDED_BYTES = 2_000_000_000, 4_200_000_000
 # What GDAL keeps beside a raster; of an older file it would be taken for the new one's.
@@ -58,6 +57,12 @@ class RasterSink:
         Where the working file is made for formats that need one (see `applier.raster.encoder`). Default:
         beside the final file. All else is made beside the final file, so that it can be renamed.
 
+    Attributes
+    ----------
+    spec : OutputSpec
+    path : str
+        The final file.
+
     Notes
     -----
     Call `write` for each block, `finish`, then `commit`; `abort` at any time, also after an error.
@@ -65,6 +70,7 @@ class RasterSink:
 
     def __init__(self, spec: OutputSpec, temp_directory: str | os.PathLike[str] | None = None) -> None:
         self.spec = spec
+        self.path = spec.path
         self._temp_directory = temp_directory
         self._plan = TilePlan(spec.grid.height, spec.grid.width, *spec.window)
         self._written = 0
@@ -74,11 +80,6 @@ class RasterSink:
         self._tiff: _TiffFile | None = None
         self._assembly: _Assembly | None = None
         self._finished = False
-
-    @property
-    def path(self) -> str:
-        """str: The final file."""
-        return self.spec.path
 
     def write(self, encoded: EncodedTile) -> None:
         """Write one block; blocks come in the order of the plan.
@@ -106,7 +107,8 @@ class RasterSink:
         with self._disk_errors():
             if encoded.chunks is not None:
                 chunk_height, chunk_width = self._tiff.chunk_shape
-                self._tiff.append(encoded.chunks, encoded.tile.row // chunk_height, encoded.tile.col // chunk_width)
+                row, col = encoded.tile.row // chunk_height, encoded.tile.col // chunk_width
+                self._tiff.append(encoded.chunks, row, col)
             else:
                 self._assemble(encoded)
         self._written += 1
@@ -124,9 +126,10 @@ class RasterSink:
         if self._finished:
             return
         if self._written != len(self._plan):
+            number = self._written or "none"
             raise OutputError(
-                f"{self.spec.label}: {self._written or 'none'} of {len(self._plan)} blocks have been written, so "
-                "there is no complete raster. The user's function must set this output for every block."
+                f"{self.spec.label}: {number} of {len(self._plan)} blocks have been written, "
+                "so there is no complete raster. The user's function must set this output for every block."
             )
         assert self._tiff is not None
         self._assembly = None
@@ -150,9 +153,8 @@ class RasterSink:
         try:
             new = sorted(os.listdir(self._partial), key=lambda entry: entry == name)  # the raster itself last
             for stale in self._sidecars():
-                if os.path.basename(stale) not in new:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.remove(stale)
+                if os.path.basename(stale) not in new and os.path.lexists(stale):
+                    os.remove(stale)
             for entry in new:
                 os.replace(os.path.join(self._partial, entry), os.path.join(directory, entry))
         except OSError as error:
@@ -209,12 +211,13 @@ class RasterSink:
         assert self._tiff is not None and self._first is not None
         target = os.path.join(self._partial, os.path.basename(self.path))
         with explained(self.spec, self._first.count, self._first.dtype), quiet():
-            rasterio.shutil.copy(self._tiff.path, target, driver=self.spec.driver, **self.spec.final_options())
+            options = self.spec.final_options()
+            rasterio.shutil.copy(self._tiff.path, target, driver=self.spec.driver, **options)
         shutil.rmtree(self._working, ignore_errors=True)
         if not os.path.isfile(target):
             raise OutputError(
-                f"{self.spec.label}: driver {self.spec.driver} made no file of that name. Choose another with "
-                "controls.setOutputDriverName, e.g. 'GTiff'."
+                f"{self.spec.label}: driver {self.spec.driver} made no file of that name. Choose another "
+                "with controls.setOutputDriverName, e.g. 'GTiff'."
             )
         with open(target, "r+b") as file:
             os.fsync(file.fileno())
@@ -236,7 +239,7 @@ class RasterSink:
             size = f" It had {self._tiff.end} bytes so far." if self._tiff is not None else ""
             advice = "Check the directory and its permissions."
             if error.errno in _NO_ROOM:
-                advice = "Make room, or write elsewhere or with stronger compression (controls.setCreationOptions)."
+                advice = "Make room, write elsewhere, or compress more (controls.setCreationOptions)."
             raise FileOpenError(f"{self.spec.label} cannot be written: {error}.{size} {advice}") from error
 
 
@@ -265,9 +268,9 @@ class _TiffFile:
         lengths = np.array(chunks.lengths, np.uint64)
         starts = np.where(lengths > 0, self.end + np.cumsum(lengths) - lengths, 0)
         shape = (-1, chunks.rows, chunks.cols)
-        box = (slice(None), slice(chunk_row, chunk_row + chunks.rows), slice(chunk_col, chunk_col + chunks.cols))
-        self._offsets[box] = starts.reshape(shape)
-        self._byte_counts[box] = lengths.reshape(shape)
+        rows, cols = slice(chunk_row, chunk_row + chunks.rows), slice(chunk_col, chunk_col + chunks.cols)
+        self._offsets[:, rows, cols] = starts.reshape(shape)
+        self._byte_counts[:, rows, cols] = lengths.reshape(shape)
         self._file.write(chunks.data.data)
         self.end += chunks.data.nbytes
 
@@ -327,7 +330,7 @@ def _make_template(spec: OutputSpec, path: str, count: int, dtype: str) -> tiff.
     options["BLOCKYSIZE"] = str(chunk_height)
     options["BIGTIFF"] = "YES" if _is_big(options, _raw_bytes(spec, count, dtype)) else "NO"
     georeference: dict[str, Any] = {}
-    if spec.grid.transform != _NO_TRANSFORM:
+    if spec.grid.transform != IDENTITY:
         georeference["transform"] = rasterio.Affine.from_gdal(*spec.grid.transform)
     if spec.grid.crs_wkt:
         georeference["crs"] = spec.grid.crs_wkt
@@ -341,7 +344,7 @@ def _make_template(spec: OutputSpec, path: str, count: int, dtype: str) -> tiff.
             width=chunk_width,
             count=count,
             dtype=dtype,
-            nodata=spec.nodata,
+            nodata=spec.nodata if spec.nodata_survives_float(dtype) else 0,
             **georeference,
             **options,
         ),
@@ -351,8 +354,8 @@ def _make_template(spec: OutputSpec, path: str, count: int, dtype: str) -> tiff.
         template = tiff.parse(file.read())
     if template.chunk_shape != (chunk_height, chunk_width):
         raise ValueError(f"chunks of {template.chunk_shape} pixels instead of {(chunk_height, chunk_width)}")
-    if np.dtype(dtype).kind in "iu" and spec.nodata is not None and abs(spec.nodata) > 2**53:
-        template = template.with_value(_GDAL_NODATA, str(int(spec.nodata)))  # it went through a float
+    if spec.nodata is not None and not spec.nodata_survives_float(dtype):
+        template = template.with_value(_GDAL_NODATA, str(int(spec.nodata)))
     template = template.with_value(tiff.IMAGE_LENGTH, height).with_value(tiff.IMAGE_WIDTH, width)
     return template
 
@@ -364,8 +367,8 @@ def _check_size(spec: OutputSpec, raw_bytes: int) -> None:
     certain = options["COMPRESS"].upper() == "NONE" and not sparse
     if certain and not _is_big(options, raw_bytes) and raw_bytes > tiff.CLASSIC_LIMIT:
         raise OutputError(
-            f"{spec.label}: its {raw_bytes} bytes of pixels do not fit into a classic TIFF, which ends at 4 GiB. "
-            "Set the creation option BIGTIFF=YES (controls.setCreationOptions)."
+            f"{spec.label}: its {raw_bytes} bytes of pixels do not fit into a classic TIFF, which ends at "
+            "4 GiB. Set the creation option BIGTIFF=YES (controls.setCreationOptions)."
         )
 
 

@@ -27,7 +27,13 @@ CLASSIC_LIMIT = 2**32 - 1
 
 ASCII, LONG = 2, 4
 _LONG8 = 16
-_TYPE_SIZE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+# Bytes of one item, by type code.
+_TYPE_SIZE = {
+    **dict.fromkeys((1, 2, 6, 7), 1),
+    **dict.fromkeys((3, 8), 2),
+    **dict.fromkeys((4, 9, 11, 13), 4),
+    **dict.fromkeys((5, 10, 12, 16, 17, 18), 8),
+}
 _INTEGER_CODE = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 
 IMAGE_WIDTH, IMAGE_LENGTH, ROWS_PER_STRIP, PLANAR_CONFIG, SAMPLES_PER_PIXEL = 256, 257, 278, 284, 277
@@ -39,8 +45,8 @@ TILE_OFFSETS, TILE_BYTE_COUNTS = 324, 325
 class Entry(NamedTuple):
     """One value of a directory: TIFF type code, number of items, and their bytes in the file's order."""
 
-    type: int
-    count: int
+    type_code: int
+    n_items: int
     raw: bytes
 
 
@@ -80,9 +86,9 @@ class TiffDirectory:
             If the tag is missing or not of an unsigned integer type.
         """
         entry = self.entries.get(tag)
-        if entry is None or entry.type not in _INTEGER_CODE:
+        if entry is None or entry.type_code not in _INTEGER_CODE:
             raise ValueError(f"TIFF tag {tag} is missing or not made of unsigned integers")
-        return np.frombuffer(entry.raw, self.byte_order + _INTEGER_CODE[entry.type])
+        return np.frombuffer(entry.raw, self.byte_order + _INTEGER_CODE[entry.type_code])
 
     def integer(self, tag: int, default: int | None = None) -> int:
         """Return an unsigned integer tag's first item, or `default` where the tag is missing.
@@ -110,12 +116,12 @@ class TiffDirectory:
 
     @property
     def tiled(self) -> bool:
-        """bool: Whether the chunks are tiles; else they are strips, as wide as the image."""
+        """Whether the chunks are tiles; else they are strips, as wide as the image."""
         return TILE_WIDTH in self.entries
 
     @property
     def chunk_shape(self) -> tuple[int, int]:
-        """tuple of 2 int: (rows, cols) of a full chunk, in pixels."""
+        """(rows, cols) of a full chunk, in pixels."""
         if self.tiled:
             shape = self.integer(TILE_LENGTH), self.integer(TILE_WIDTH)
         else:
@@ -127,7 +133,7 @@ class TiffDirectory:
 
     @property
     def chunk_grid(self) -> tuple[int, int, int]:
-        """tuple of 3 int: (planes, rows, cols) of chunks; more than one plane where bands are separate."""
+        """(planes, rows, cols) of chunks; more than one plane where bands are separate."""
         chunk_height, chunk_width = self.chunk_shape
         planes = self.integer(SAMPLES_PER_PIXEL, 1) if self.integer(PLANAR_CONFIG, 1) == 2 else 1
         rows = -(-self.integer(IMAGE_LENGTH) // chunk_height)
@@ -229,7 +235,7 @@ def parse(buffer: Any) -> TiffDirectory:
         raise ValueError(f"not a TIFF file: version {version}")
     entry_code, entry_size, inline, pointer = ("HHQ", 20, 8, "Q") if big else ("HHL", 12, 4, "L")
     if start + n_entries * entry_size > len(view):
-        raise ValueError(f"TIFF file of {len(view)} bytes is cut short in its directory of {n_entries} values")
+        raise ValueError(f"TIFF file of {len(view)} bytes is cut short in its {n_entries} tags")
     entries = {}
     for position in range(start, start + n_entries * entry_size, entry_size):
         tag, type_code, count = unpack(entry_code, position)
@@ -306,7 +312,7 @@ def build(
     end = 0
     inline, pointer, entry_code = (8, "Q", "HHQ") if directory.big else (4, "L", "HHL")
     for tag, entry in sorted(entries.items()):
-        parts.append(struct.pack(order + entry_code, tag, entry.type, entry.count))
+        parts.append(struct.pack(order + entry_code, tag, entry.type_code, entry.n_items))
         if len(entry.raw) <= inline:
             parts.append(entry.raw.ljust(inline, b"\0"))
         else:

@@ -24,7 +24,7 @@ class Tile(NamedTuple):
         Its size; smaller than the window at the bottom and right edges.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which makes no sense here
     block_row: int
     block_col: int
     row: int
@@ -70,12 +70,12 @@ class TilePlan:
 
     @property
     def rows(self) -> int:
-        """int: Number of rows of tiles."""
+        """Number of rows of tiles."""
         return -(-self.grid_height // self.window_height)
 
     @property
     def cols(self) -> int:
-        """int: Number of columns of tiles."""
+        """Number of columns of tiles."""
         return -(-self.grid_width // self.window_width)
 
     def __len__(self) -> int:

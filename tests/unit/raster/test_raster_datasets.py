@@ -32,7 +32,9 @@ def make(path: Path, value: int = 1, **profile: object) -> Path:
 
 
 def test_describe_says_what_the_file_has(tmp_path) -> None:
-    path = make(tmp_path / "a.tif", count=2, dtype="int16", nodata=-5, crs="EPSG:32632", width=40, blockysize=2)
+    path = make(
+        tmp_path / "a.tif", count=2, dtype="int16", nodata=-5, crs="EPSG:32632", width=40, blockysize=2
+    )
     facts = describe(path)
     assert facts.path == str(path) and facts.driver == "GTiff" and facts.count == 2
     assert facts.dtypes == ("int16", "int16") and facts.nodata == (-5.0, -5.0)
@@ -46,7 +48,11 @@ def test_every_real_file_is_described(shared_data: Path) -> None:
     for path in [*sorted((shared_data / "raster").glob("*.tif")), shared_data / "raster/N42E001.hgt"]:
         facts = describe(path)
         with rasterio.open(path) as dataset:
-            assert (facts.grid.height, facts.grid.width, facts.count) == (dataset.height, dataset.width, dataset.count)
+            assert (facts.grid.height, facts.grid.width, facts.count) == (
+                dataset.height,
+                dataset.width,
+                dataset.count,
+            )
             assert facts.dtypes == dataset.dtypes and facts.nodata == dataset.nodatavals
             assert facts.grid.bounds == pytest.approx(tuple(dataset.bounds))
 
@@ -60,8 +66,19 @@ def test_a_raster_without_georeference_is_a_grid_and_no_warning(tmp_path) -> Non
 
 def test_complex_integers_are_read_as_complex(tmp_path) -> None:
     path = make(tmp_path / "c.tif", dtype="complex64")
-    with rasterio.open(tmp_path / "ci.tif", "w", driver="GTiff", height=4, width=6, count=1, dtype="complex_int16",
-                       transform=rasterio.Affine(1, 0, 1, 0, -1, 1)) as dataset, rasterio.open(path) as source:
+    with (
+        rasterio.open(
+            tmp_path / "ci.tif",
+            "w",
+            driver="GTiff",
+            height=4,
+            width=6,
+            count=1,
+            dtype="complex_int16",
+            transform=rasterio.Affine(1, 0, 1, 0, -1, 1),
+        ) as dataset,
+        rasterio.open(path) as source,
+    ):
         dataset.write(source.read())
     assert describe(tmp_path / "ci.tif").dtypes == ("complex64",)
 
@@ -97,8 +114,15 @@ def test_a_forbidden_file_says_so(tmp_path) -> None:
 def test_a_container_names_the_rasters_in_it(tmp_path) -> None:
     path = tmp_path / "two.gpkg"
     for table in ("first", "second"):
-        make(path, driver="GPKG", RASTER_TABLE=table, APPEND_SUBDATASET="YES" if path.exists() else "NO",
-             crs="EPSG:32632", width=256, height=256)
+        make(
+            path,
+            driver="GPKG",
+            RASTER_TABLE=table,
+            APPEND_SUBDATASET="YES" if path.exists() else "NO",
+            crs="EPSG:32632",
+            width=256,
+            height=256,
+        )
     with pytest.raises(FileOpenError, match="no bands of its own") as caught:
         describe(path)
     assert "first" in str(caught.value) and "second" in str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -40,7 +41,9 @@ def test_tiles_suit_the_window(window, chunk) -> None:
     assert spec.chunk_shape(1, "uint8") == chunk
     aligned = all(w % c == 0 or w >= 1000 for w, c in zip(window, chunk, strict=True))
     assert spec.has_whole_chunks(1, "uint8") is aligned
-    encoded = encode(spec, TilePlan(1000, 1000, *window).tile(0), np.ones((1, *np.minimum(window, 1000)), "u1"))
+    encoded = encode(
+        spec, TilePlan(1000, 1000, *window).tile(0), np.ones((1, *np.minimum(window, 1000)), "u1")
+    )
     assert (encoded.array is None) is aligned and (encoded.chunks is not None) is aligned
 
 
@@ -58,7 +61,9 @@ def test_the_users_options_win_one_by_one() -> None:
     assert strips.chunk_shape(3, "uint8") == (16, 1000) and strips.has_whole_chunks(3, "uint8")
 
 
-@pytest.mark.parametrize(("compression", "direct"), [("lzw", True), ("NONE", True), ("JPEG", False), ("WEBP", False)])
+@pytest.mark.parametrize(
+    ("compression", "direct"), [("lzw", True), ("NONE", True), ("JPEG", False), ("WEBP", False)]
+)
 def test_chunks_that_share_tables_are_not_moved(compression, direct) -> None:
     spec = spec_of(creation_options={"COMPRESS": compression})
     assert spec.is_direct is direct
@@ -111,7 +116,13 @@ def test_options_that_gdal_refuses_are_found_beforehand(tmp_path, options, words
         {"PHOTOMETRIC": "RGB"},  # for three bands only
         {"TILED": "NO"},
         {"COMPRESS": "JPEG", "JPEG_QUALITY": "80", "PHOTOMETRIC": "YCBCR"},
-        {"NUM_THREADS": "ALL_CPUS", "BIGTIFF": "YES", "SPARSE_OK": "TRUE", "INTERLEAVE": "BAND", "NBITS": "4"},
+        {
+            "NUM_THREADS": "ALL_CPUS",
+            "BIGTIFF": "YES",
+            "SPARSE_OK": "TRUE",
+            "INTERLEAVE": "BAND",
+            "NBITS": "4",
+        },
     ],
 )
 def test_options_that_suit_some_outputs_pass(tmp_path, options) -> None:
@@ -120,7 +131,13 @@ def test_options_that_suit_some_outputs_pass(tmp_path, options) -> None:
 
 
 def test_other_formats_are_validated_too(tmp_path) -> None:
-    for name, driver in [("a.img", None), ("a.png", None), ("a.tif", "COG"), ("a.bin", "ENVI"), ("a.hgt", None)]:
+    for name, driver in [
+        ("a.img", None),
+        ("a.png", None),
+        ("a.tif", "COG"),
+        ("a.bin", "ENVI"),
+        ("a.hgt", None),
+    ]:
         spec_of(tmp_path / name, driver=driver).validate()
     for name, options in [("a.img", {"COMPRESSED": "BANANA"}), ("a.png", {"FOO": "1"})]:
         with pytest.raises(ControlsError, match=next(iter(options))):
@@ -194,10 +211,16 @@ def test_the_margin_is_cut_off(window) -> None:
     tile = TilePlan(1000, 1000, *window).tile(1)
     array = np.random.default_rng(0).integers(0, 9, (2, tile.height + 6, tile.width + 6)).astype("u1")
     inner = array[:, 3:-3, 3:-3]
-    with_margin, without = encode(spec_of(window=window), tile, array, 3), encode(spec_of(window=window), tile, inner)
+    with_margin, without = (
+        encode(spec_of(window=window), tile, array, 3),
+        encode(spec_of(window=window), tile, inner),
+    )
     by_spec = encode(spec_of(window=window, margin=3), tile, array)
     assert pickle.dumps(with_margin) == pickle.dumps(without) == pickle.dumps(by_spec)
-    assert with_margin.nbytes == (with_margin.array if with_margin.chunks is None else with_margin.chunks.data).nbytes
+    assert (
+        with_margin.nbytes
+        == (with_margin.array if with_margin.chunks is None else with_margin.chunks.data).nbytes
+    )
     with pytest.raises(OutputError, match="overlap of 3 pixels"):
         encode(spec_of(window=window), tile, inner, 3)
 
@@ -238,3 +261,14 @@ def test_chunks_are_as_many_as_there_must_be(count, height, width, band) -> None
     assert len(chunks.lengths) == chunks.rows * chunks.cols * (count if band else 1)
     assert sum(chunks.lengths) == chunks.data.nbytes and min(chunks.lengths) > 0
     assert compress(spec, pixels, threads=True).data.tobytes() == chunks.data.tobytes()
+
+
+def test_threads_encode_the_same_bytes() -> None:
+    spec, plan = spec_of(), TilePlan(1000, 1000, 256, 256)
+    blocks = [
+        np.random.default_rng(t.index).integers(0, 99, (2, t.height, t.width)).astype("u2") for t in plan
+    ]
+    alone = [encode(spec, tile, block) for tile, block in zip(plan, blocks, strict=True)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda tile: encode(spec, tile, blocks[tile.index]), plan))
+    assert [pickle.dumps(each) for each in together] == [pickle.dumps(each) for each in alone]

@@ -32,12 +32,19 @@ def path(tmp_path_factory) -> Iterator[str]:
 
 
 def save(path: str, array: np.ndarray, **options: object) -> None:
-    profile = {"count": len(array), "height": array.shape[1], "width": array.shape[2], "dtype": array.dtype.name}
+    profile = {
+        "count": len(array),
+        "height": array.shape[1],
+        "width": array.shape[2],
+        "dtype": array.dtype.name,
+    }
     with rasterio.open(path, "w", driver="GTiff", transform=HERE, **profile, **options) as dataset:
         dataset.write(array)
 
 
-def raster_input(path: str, layers=(1,), dtype="int16", offset=(0, 0), fill=None, name="a", seq=None) -> RasterInput:
+def raster_input(
+    path: str, layers=(1,), dtype="int16", offset=(0, 0), fill=None, name="a", seq=None
+) -> RasterInput:
     return RasterInput(name, seq, path, tuple(layers), dtype, *offset, fill or (None,) * len(layers))
 
 
@@ -51,7 +58,9 @@ def raster_input(path: str, layers=(1,), dtype="int16", offset=(0, 0), fill=None
     dtype=st.sampled_from(["int16", "float64"]),
     data=st.data(),
 )
-def test_any_window_is_a_slice_of_the_framed_array(path, offset, origin, size, margin, layers, dtype, data) -> None:
+def test_any_window_is_a_slice_of_the_framed_array(  # noqa: PLR0913 - one each for what may vary
+    path, offset, origin, size, margin, layers, dtype, data
+) -> None:
     fill = data.draw(st.tuples(*[st.sampled_from([None, 0.0, -7.0, 300.0])] * len(layers)))
     source = RasterSource((raster_input(path, layers, dtype, offset, fill),), margin)
     tile = Tile(0, 0, 0, *origin, *size)
@@ -73,12 +82,19 @@ def test_any_window_is_a_slice_of_the_framed_array(path, offset, origin, size, m
 
 @pytest.mark.parametrize(
     ("fill", "dtype", "expected"),
-    [(-9999.0, "uint8", 0), (float("nan"), "int16", 0), (0.5, "int16", 0), (255.0, "uint8", 255),
-     (float("nan"), "float32", np.nan)],
+    [
+        (-9999.0, "uint8", 0),
+        (float("nan"), "int16", 0),
+        (0.5, "int16", 0),
+        (255.0, "uint8", 255),
+        (float("nan"), "float32", np.nan),
+    ],
 )
 def test_a_nodata_value_without_place_in_the_type_is_0(path, fill, dtype, expected) -> None:
     source = RasterSource((raster_input(path, (1,), dtype, (-100, 0), (fill,)),))
-    np.testing.assert_array_equal(source.read(Tile(0, 0, 0, 0, 0, 3, 3))["a"], np.full((1, 3, 3), expected, dtype))
+    np.testing.assert_array_equal(
+        source.read(Tile(0, 0, 0, 0, 0, 3, 3))["a"], np.full((1, 3, 3), expected, dtype)
+    )
 
 
 def test_lists_come_as_lists_in_their_order(path, tmp_path) -> None:

@@ -19,8 +19,15 @@ HERE = rasterio.Affine(10.0, 0.0, 500000.0, 0.0, -10.0, 6000000.0)
 
 def gdal_file(array: np.ndarray, **options: object) -> bytes:
     with MemoryFile() as memory:
-        profile = {"height": array.shape[1], "width": array.shape[2], "count": len(array), "dtype": array.dtype.name}
-        with memory.open(driver="GTiff", transform=HERE, crs="EPSG:32632", nodata=7, **profile, **options) as dataset:
+        profile = {
+            "height": array.shape[1],
+            "width": array.shape[2],
+            "count": len(array),
+            "dtype": array.dtype.name,
+        }
+        with memory.open(
+            driver="GTiff", transform=HERE, crs="EPSG:32632", nodata=7, **profile, **options
+        ) as dataset:
             dataset.write(array)
         return bytes(memory.getbuffer())
 
@@ -61,11 +68,15 @@ def test_a_file_taken_apart_and_put_together_reads_the_same(shape, options, tile
     head = tiff.build(directory, starts[::-1], lengths)
     assert len(head) == head_size
 
-    with MemoryFile(head + body) as rebuilt, MemoryFile(original) as before:
-        with rebuilt.open() as new, before.open() as old:
-            np.testing.assert_array_equal(new.read(), array)
-            assert new.profile == old.profile
-            assert new.tags() == old.tags()
+    with (
+        MemoryFile(head + body) as rebuilt,
+        MemoryFile(original) as before,
+        rebuilt.open() as new,
+        before.open() as old,
+    ):
+        np.testing.assert_array_equal(new.read(), array)
+        assert new.profile == old.profile
+        assert new.tags() == old.tags()
     again = tiff.parse(head)
     others = {tag for tag in directory.entries if tag not in (273, 279, 324, 325)}
     assert {tag: again.entries[tag] for tag in others} == {tag: directory.entries[tag] for tag in others}

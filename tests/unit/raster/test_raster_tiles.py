@@ -16,7 +16,9 @@ sizes = st.integers(1, 40)
 
 
 @given(sizes, sizes, sizes, sizes)
-def test_tiles_cover_each_pixel_once_in_row_major_order(height: int, width: int, rows: int, cols: int) -> None:
+def test_tiles_cover_each_pixel_once_in_row_major_order(
+    height: int, width: int, rows: int, cols: int
+) -> None:
     plan = TilePlan(height, width, rows, cols)
     seen = np.zeros((height, width), int)
     tiles = list(plan)
