@@ -106,18 +106,18 @@ class ReaderInfo:
 
     def isFirstBlock(self) -> bool:
         """Whether this is the block in the grid's top left corner, the first in order."""
-        return self.tile.index == 0
+        return self.tile.block_index == 0
 
     def isLastBlock(self) -> bool:
         """Whether this is the last block in order.
 
         With several workers it need not be the last that is computed.
         """
-        return self.tile.index == len(self.tiles) - 1
+        return self.tile.block_index == len(self.tiles) - 1
 
     def getPercent(self) -> int:
         """Return the share of blocks before this one in order, in whole percent (0 to 99)."""
-        return 100 * self.tile.index // len(self.tiles)
+        return 100 * self.tile.block_index // len(self.tiles)
 
     # -- coordinates ------------------------------------------------------------------------------
 
@@ -189,7 +189,7 @@ class ReaderInfo:
     def __repr__(self) -> str:
         tile = self.tile
         return (
-            f"<ReaderInfo of block {tile.index + 1} of {len(self.tiles)}: rows {tile.row} to "
+            f"<ReaderInfo of block {tile.block_index + 1} of {len(self.tiles)}: rows {tile.row} to "
             f"{tile.row + tile.height - 1}, columns {tile.col} to {tile.col + tile.width - 1}, "
             f"margin {self.margin}>"
         )

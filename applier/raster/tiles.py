@@ -14,7 +14,7 @@ class Tile(NamedTuple):
 
     Attributes
     ----------
-    index : int
+    block_index : int
         Number of the tile in its plan, from 0, row by row.
     block_row, block_col : int
         Row and column of the tile among the tiles.
@@ -24,7 +24,7 @@ class Tile(NamedTuple):
         Its size; smaller than the window at the bottom and right edges.
     """
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which makes no sense here
+    block_index: int
     block_row: int
     block_col: int
     row: int
@@ -55,7 +55,7 @@ class TilePlan:
     >>> len(plan), plan.rows, plan.cols
     (2, 1, 2)
     >>> plan.tile(1)
-    Tile(index=1, block_row=0, block_col=1, row=0, col=256, height=100, width=44)
+    Tile(block_index=1, block_row=0, block_col=1, row=0, col=256, height=100, width=44)
     """
 
     grid_height: int

@@ -26,10 +26,10 @@ def test_tiles_cover_each_pixel_once_in_row_major_order(
         assert 0 < tile.height <= rows and 0 < tile.width <= cols
         seen[tile.row : tile.row + tile.height, tile.col : tile.col + tile.width] += 1
     assert (seen == 1).all()
-    assert [tile.index for tile in tiles] == list(range(len(plan)))
+    assert [tile.block_index for tile in tiles] == list(range(len(plan)))
     assert [(t.block_row, t.block_col) for t in tiles] == list(np.ndindex(plan.rows, plan.cols))
     assert [(t.row, t.col) for t in tiles] == sorted((t.row, t.col) for t in tiles)
-    assert [plan.tile(tile.index) for tile in tiles] == tiles
+    assert [plan.tile(tile.block_index) for tile in tiles] == tiles
 
 
 def test_ten_million_tiles_are_made_one_at_a_time() -> None:

@@ -65,6 +65,11 @@ class Farm:
                 elif isinstance(action, Dispatch):
                     assert action.worker in self.joined, "blocks go to workers that are there"
                     assert action.lease not in self.leases and action.blocks
+                    assert max(action.blocks) < self.planned, "only what was planned"
+                    if self.times_lost.keys() & set(action.blocks):
+                        assert len(action.blocks) == 1, "a suspect goes alone"
+                        held = [owner for owner, _ in self.leases.values() if owner == action.worker]
+                        assert not held, "a suspect goes to a worker that has nothing else"
                     self.leases[action.lease] = (action.worker, list(action.blocks))
                     self.dispatches.append(action)
                 elif isinstance(action, Accept):
