@@ -216,20 +216,18 @@ def _name_of(function: Any) -> str:
     return str(getattr(function, "__name__", None) or type(function).__name__)
 
 
-def _check_arguments(
-    function: Any, infiles: Any, outfiles: Any, other_args: Any, controls: Any
-) -> None:
+def _check_arguments(function: Any, infiles: Any, outfiles: Any, other_args: Any, controls: Any) -> None:
     """The arguments of `apply`, before anything is opened."""
     if not callable(function):
         raise ControlsError(
-            f"userFunction is {function!r}, which cannot be called. Give the function itself, without (), as in "
+            f"userFunction is {function!r}, which cannot be called. Give the function itself, without (): "
             f"applier.apply(myFunction, infiles, outfiles)"
         )
     for name, value in (("infiles", infiles), ("outfiles", outfiles)):
         if not isinstance(value, FilenameAssociations):
             raise ControlsError(
-                f"{name} is a {type(value).__name__}; make it with {name} = applier.FilenameAssociations(), then "
-                f"{name}.image = 'file.tif'"
+                f"{name} is a {type(value).__name__}; make it with {name} = applier.FilenameAssociations(), "
+                f"then {name}.image = 'file.tif'"
             )
     if not isinstance(controls, ApplierControls):
         raise ControlsError(
@@ -262,7 +260,8 @@ def _explained(error: BlockError | PoisonBlockError, plan: Plan, name: str) -> E
     if isinstance(error, PoisonBlockError):
         return PoisonBlockError(
             f"{name} ended its worker process {error.attempts} times on {where}. The last time "
-            f"{error.evidence}\nIf memory ran out: smaller blocks (controls.setWindowSize) or fewer workers. {alone}",
+            f"{error.evidence}\nIf memory ran out: smaller blocks (controls.setWindowSize) or fewer "
+            f"workers.\n{alone}",
             block_index=error.block_index,
             attempts=error.attempts,
             evidence=error.evidence,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
@@ -17,7 +17,7 @@ __all__ = ["read_blocks"]
 
 def read_blocks(
     source: BlockSource, read_workers: int, timeout_s: float | None = None
-) -> Iterator[ReadBlock]:
+) -> Generator[ReadBlock, None, None]:
     """Yield every block with its content, in order.
 
     Parameters

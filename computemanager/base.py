@@ -121,8 +121,7 @@ def manager_class(kind: str) -> type[ComputeWorkerManager]:
         return _registered[kind]
     if kind in _BUILT_IN:
         module, _, name = _BUILT_IN[kind].partition(":")
-        found = getattr(importlib.import_module(module), name)
-        assert issubclass(found, ComputeWorkerManager)
+        found: type[ComputeWorkerManager] = getattr(importlib.import_module(module), name)
         return found
     near = difflib.get_close_matches(str(kind), known_kinds(), 1)
     raise SettingsError(

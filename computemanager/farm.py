@@ -54,8 +54,8 @@ from computemanager.scheduler import (
 from computemanager.sharedmem import SlabReader, SlabWriter
 from computemanager.slot import read_place
 from computemanager.transport import MainSocket
-from computemanager.wire import BadMessage, Kind, Message
 from computemanager.window import Window
+from computemanager.wire import BadMessage, Kind, Message
 
 __all__ = ["Farm"]
 
@@ -163,7 +163,7 @@ class Farm:
         self._say_goodbye()
 
     def states(self) -> list[Any]:
-        """The workers' copies of the state, those of lost workers included, each as of its last accepted block."""
+        """The workers' copies of the state, lost ones included, each as of its last accepted block."""
         pickled = [*self._gone_states, *(peer.state for peer in self._peers.values())]
         return [pickle.loads(state) for state in pickled if state is not None]
 
@@ -255,7 +255,7 @@ class Farm:
 
     def _take_answer(self, peer: _Peer, message: Message) -> None:
         event = Answered(
-            peer.name, message.lease, message.count, message.seconds, message.overhead_s, message.starved
+            peer.name, message.lease, message.number, message.seconds, message.overhead_s, message.starved
         )
         actions = self._scheduler.handle(event, self._clock())
         if not (actions and isinstance(actions[0], Accept)):
@@ -300,7 +300,7 @@ class Farm:
             elif isinstance(action, Dispatch):
                 self._dispatch(action)
             elif isinstance(action, StartWorkers):
-                for worker in self._provider.start(action.count, self._command):
+                for worker in self._provider.start(action.number, self._command):
                     self._tell(WorkerStarted(worker))
             else:
                 self._give_up(action)
@@ -338,7 +338,7 @@ class Farm:
 
     def _send_returned(self, peer: _Peer, slabs: list[int]) -> None:
         if slabs:
-            message = Message(Kind.RETURNED, count=len(slabs), payload=pickle.dumps(slabs))
+            message = Message(Kind.RETURNED, number=len(slabs), payload=pickle.dumps(slabs))
             self._socket.send(peer.name, wire.encode(message))
 
     def _say_goodbye(self) -> None:

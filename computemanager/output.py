@@ -34,7 +34,10 @@ class OutputPump:
     def watch(self, worker: str, stream: Stream, pipe: IO[bytes]) -> None:
         """Start to read a pipe; the pipe is closed at its end."""
         thread = threading.Thread(
-            target=self._read, args=(worker, stream, pipe), name=f"computemanager-{stream}-{worker}", daemon=True
+            target=self._read,
+            args=(worker, stream, pipe),
+            name=f"computemanager-{stream}-{worker}",
+            daemon=True,
         )
         self._threads.setdefault(worker, []).append(thread)
         self._tails.setdefault(worker, deque(maxlen=_TAIL_LINES))

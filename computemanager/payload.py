@@ -69,7 +69,9 @@ def pack(value: Any, slabs: SlabWriter | None) -> Packed:
     return Packed(dumps_any(value, place), places, buffers)
 
 
-def unpack(payload: Any, places: Sequence[BufferPlace], buffers: Sequence[Any], slabs: SlabReader | None) -> Any:
+def unpack(
+    payload: Any, places: Sequence[BufferPlace], buffers: Sequence[Any], slabs: SlabReader | None
+) -> Any:
     """The value that `pack` packed. Its arrays are as writable as they were.
 
     Buffers in slabs become views of them, others are copied out of their message.
@@ -145,7 +147,9 @@ def loads_job(data: Any) -> Job:
 def _installed_places() -> list[str]:
     """Directories of installed packages and of Python itself."""
     places = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    places += [*site.getsitepackages(), site.getusersitepackages()] if hasattr(site, "getsitepackages") else []
+    places += (
+        [*site.getsitepackages(), site.getusersitepackages()] if hasattr(site, "getsitepackages") else []
+    )
     places.append(str(Path(__file__).parent))  # ours, also in a checkout that is not installed
     return [os.path.realpath(place) + os.sep for place in places if place]
 

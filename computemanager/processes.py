@@ -19,6 +19,7 @@ WORKER_VARIABLE = "COMPUTEMANAGER_WORKER"
 """Environment variable in which a worker finds its name."""
 
 _POSIX = os.name == "posix"
+_NEW_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # what Windows has for a session
 
 
 class LocalProcesses:
@@ -46,7 +47,8 @@ class LocalProcesses:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                **({"start_new_session": True} if _POSIX else {"creationflags": _NEW_GROUP}),  # type: ignore[call-overload]
+                start_new_session=_POSIX,
+                creationflags=_NEW_GROUP,
             )
             self._processes[name] = process
             self._output.watch(name, "stdout", process.stdout)  # type: ignore[arg-type]
@@ -90,9 +92,6 @@ class LocalProcesses:
         if process.stdin is not None:
             with contextlib.suppress(OSError):
                 process.stdin.close()
-
-
-_NEW_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
 
 
 def _reap(process: subprocess.Popen[bytes]) -> str:

@@ -41,7 +41,9 @@ def _try_lock(file: IO[bytes]) -> bool:
 def _parents() -> list[Path]:
     """Where run directories may lie, best first. Socket paths must stay short (about 100 bytes)."""
     shared_memory = Path("/dev/shm")
-    parents = [shared_memory] if shared_memory.is_dir() and os.access(shared_memory, os.W_OK | os.X_OK) else []
+    parents = (
+        [shared_memory] if shared_memory.is_dir() and os.access(shared_memory, os.W_OK | os.X_OK) else []
+    )
     temporary = Path(tempfile.gettempdir())
     if len(str(temporary)) > _MAX_SOCKET_PATH - 40 and Path("/tmp").is_dir():
         temporary = Path("/tmp")

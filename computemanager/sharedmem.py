@@ -143,7 +143,9 @@ class SlabWriter:
         self._segments.clear()
 
     def _larger_free(self, size: int) -> int | None:
-        fitting = min((larger for larger, slabs in self._free.items() if slabs and larger > size), default=None)
+        fitting = min(
+            (larger for larger, slabs in self._free.items() if slabs and larger > size), default=None
+        )
         return None if fitting is None else self._free[fitting].pop()
 
     def _make(self, size: int) -> int | None:
@@ -177,7 +179,7 @@ class SlabReader:
         self._returned: deque[int] = deque()
 
     def view(self, slab: int, length: int) -> npt.NDArray[np.uint8]:
-        """A writable array of the first `length` bytes of a slab, which stays as it is while the array lives."""
+        """A writable array of a slab's first `length` bytes; it stays as it is while the array lives."""
         segment, offset = slab >> _OFFSET_BITS, slab & ((1 << _OFFSET_BITS) - 1)
         mapped = self._maps.get(segment)
         if mapped is None:

@@ -21,7 +21,7 @@ _depth = 0
 
 @contextmanager
 def terminated_as_exception() -> Iterator[None]:
-    """Within, SIGTERM raises `Terminated`; when the block has been left, the signal is delivered as before.
+    """Within, SIGTERM raises `Terminated`; once the block has been left, it is delivered as before.
 
     Only in the main thread, and only where the host program has no handler of its own: a program that
     handles SIGTERM goes on doing so. Where that handler raises, our clean-up runs all the same. May be nested:

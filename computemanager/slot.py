@@ -121,9 +121,7 @@ class Slot:
         try:
             self._job = payload.loads_job(message.payload)
         except BaseException:
-            self._socket.send(
-                wire.encode(Message(Kind.REFUSED, payload=traceback.format_exc().encode()))
-            )
+            self._socket.send(wire.encode(Message(Kind.REFUSED, payload=traceback.format_exc().encode())))
             return
         self._socket.send(wire.encode(Message(Kind.READY)))
 
@@ -139,7 +137,7 @@ class Slot:
         clock = time.perf_counter
         started = clock()
         blocks = payload.unpack(message.payload, message.places, message.buffers, self._reader)
-        lease, total = message.lease, message.count
+        lease, total = message.lease, message.number
         del message
         values: list[Any] = []
         done = 0  # blocks handed in
@@ -207,14 +205,16 @@ class Slot:
             except PayloadError:
                 break
             self._answer(lease, [value], 0.0, 0.0, False)
-        self._fail(lease, Failure.of(PayloadError(f"what the function returned cannot be sent back: {error}")))
+        self._fail(
+            lease, Failure.of(PayloadError(f"what the function returned cannot be sent back: {error}"))
+        )
 
     def _fail(self, lease: int, failure: Failure) -> None:
         _flush_output()
         self._send(Message(Kind.FAILED, lease, payload=failure.dumps()))
 
     def _changed_state(self) -> bytes | None:
-        """This worker's copy of the state, pickled, if it is not as main knows it."""
+        """The worker's copy of the state, pickled, if it is not as main knows it."""
         assert self._job is not None
         if self._job.state is None:
             return None
@@ -225,9 +225,9 @@ class Slot:
         return pickled
 
     def _return_slabs(self) -> None:
-        """Tell main which of its slabs nobody here looks at any more. What the user's function keeps stays."""
+        """Tell main which of its slabs nobody here looks at any more (what is kept, stays)."""
         if self._reader is not None and (slabs := self._reader.returned()):
-            self._send(Message(Kind.RETURNED, count=len(slabs), payload=pickle.dumps(slabs)))
+            self._send(Message(Kind.RETURNED, number=len(slabs), payload=pickle.dumps(slabs)))
 
     def _send(self, message: Message) -> None:
         self._socket.send(wire.encode(message))
@@ -266,5 +266,3 @@ def main() -> None:
     _end_with_main(os.environ[DIRECTORY_VARIABLE])
     Slot(os.environ).run()
     _flush_output()
-
-

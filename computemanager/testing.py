@@ -314,7 +314,9 @@ class ManagerContract:
 
     def test_output_reaches_the_caller_whole(self, capfd: pytest.CaptureFixture[str]) -> None:
         def talk(block: int) -> None:
-            sys.stdout.write(f"block {block} " + "x" * 1000 + "\n")  # at once: print() writes the end by itself
+            sys.stdout.write(
+                f"block {block} " + "x" * 1000 + "\n"
+            )  # at once: print() writes the end by itself
 
         assert self.values(talk, range(300)) == [None] * 300
         lines = capfd.readouterr().out.splitlines()

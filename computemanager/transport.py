@@ -6,6 +6,7 @@ sockets, they use loopback TCP, encrypted and with a server key that only the wo
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ class MainSocket:
     def receive(self, timeout_s: float) -> list[tuple[str, list[Any]]]:
         """All messages that are there, waiting up to `timeout_s` seconds for the first."""
         messages: list[tuple[str, list[Any]]] = []
-        if not self._socket.poll(min(_MAX_WAIT_MS, timeout_s * 1000.0)):
+        if not self._socket.poll(min(_MAX_WAIT_MS, math.ceil(timeout_s * 1000))):
             return messages
         # A bounded number at a time: outcomes are to reach the caller while more of them arrive.
         while len(messages) < 64:

@@ -4,7 +4,7 @@ A message is a list of frames. The first is a fixed head that says what the mess
 belongs to and where its large buffers are. Payload frames follow: a pickle (protocol 5) and, for buffers
 that do not travel through shared memory, one frame each::
 
-    head  = kind u8 | flags u8 | buffers u16 | count u32 | lease u64 | seconds f64 | overhead f64 | table
+    head  = kind u8 | flags u8 | buffers u16 | number u32 | lease u64 | seconds f64 | overhead f64 | table
     table = one entry a buffer: slab u64 (0: the buffer is the next frame) | length u64
     frames = [head, pickle, buffer, buffer, ...]
 
@@ -47,10 +47,10 @@ class Kind(IntEnum):
     """Worker to main: I cannot unpickle the job. Payload: why, as text."""
 
     WORK = 5
-    """Main to worker: `count` blocks under a lease."""
+    """Main to worker: `number` blocks under a lease."""
 
     ANSWER = 6
-    """Worker to main: the next `count` values of a lease."""
+    """Worker to main: the next `number` values of a lease."""
 
     FAILED = 7
     """Worker to main: the user's function raised on the next block of a lease."""
@@ -86,8 +86,8 @@ class Message(NamedTuple):
     kind : Kind
     lease : int
         The lease it is about, or 0.
-    count : int
-        Blocks it carries.
+    number : int
+        Blocks (or slabs) it is about.
     payload : bytes-like
         A pickle, or JSON for `Kind.HELLO`.
     places : sequence of BufferPlace
@@ -102,7 +102,7 @@ class Message(NamedTuple):
 
     kind: Kind
     lease: int = 0
-    count: int = 0
+    number: int = 0
     payload: Any = b""
     places: Sequence[BufferPlace] = ()
     buffers: Sequence[Any] = ()
@@ -115,7 +115,7 @@ class Message(NamedTuple):
 def encode(message: Message) -> list[Any]:
     """The frames of a message.
 
-    >>> frames = encode(Message(Kind.WORK, lease=7, count=1, payload=b"p"))
+    >>> frames = encode(Message(Kind.WORK, lease=7, number=1, payload=b"p"))
     >>> decode(frames).lease
     7
     """
@@ -124,7 +124,7 @@ def encode(message: Message) -> list[Any]:
         message.kind,
         flags,
         len(message.places),
-        message.count,
+        message.number,
         message.lease,
         message.seconds,
         message.overhead_s,
@@ -147,13 +147,13 @@ def decode(frames: Sequence[Any]) -> Message:
     head = bytes(frames[0])
     if len(head) < _HEAD.size:
         raise BadMessage(f"a head of {len(head)} bytes; at least {_HEAD.size} are needed")
-    number, flags, places_count, count, lease, seconds, overhead_s = _HEAD.unpack_from(head)
+    code, flags, places_count, number, lease, seconds, overhead_s = _HEAD.unpack_from(head)
     if len(head) != _HEAD.size + places_count * _PLACE.size:
         raise BadMessage(f"a head of {len(head)} bytes for {places_count} buffers")
     try:
-        kind = Kind(number)
+        kind = Kind(code)
     except ValueError:
-        raise BadMessage(f"unknown kind {number}") from None
+        raise BadMessage(f"unknown kind {code}") from None
     if flags & ~(FLAG_STARVED | FLAG_STATE):
         raise BadMessage(f"unknown flags {flags:#x}")
     if not (seconds >= 0.0 and overhead_s >= 0.0):
@@ -172,7 +172,7 @@ def decode(frames: Sequence[Any]) -> Message:
     return Message(
         kind,
         lease,
-        count,
+        number,
         frames[1],
         places,
         frames[2:],

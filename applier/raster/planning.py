@@ -82,7 +82,9 @@ def plan_rasters(
     outputs = tuple(_output(name, seq, path, grid, tiles, controls) for name, seq, path in outfiles)
     for spec in outputs:
         spec.validate()
-    task = TileTask(function, source, outputs, grid, tiles, margin, {n: infiles[n] for n in symbolic_names(infiles)})
+    task = TileTask(
+        function, source, outputs, grid, tiles, margin, {n: infiles[n] for n in symbolic_names(infiles)}
+    )
     largest = tiles.tile(0)
     return Plan(
         source=_TileSource(tiles, source),
@@ -111,7 +113,9 @@ def _check_paths(infiles: FilenameAssociations, outfiles: FilenameAssociations) 
         seen[real] = name
         folder = os.path.dirname(real)
         if not os.path.isdir(folder):
-            raise FileOpenError(f"outfiles.{name} is {path}, but there is no directory {folder}. Make it first")
+            raise FileOpenError(
+                f"outfiles.{name} is {path}, but there is no directory {folder}. Make it first"
+            )
         if os.path.isdir(real):
             raise FileOpenError(f"outfiles.{name} is {path}, which is a directory. Name a file in it")
         if not os.access(folder, os.W_OK):
@@ -129,8 +133,8 @@ def _working_grid(facts: list[tuple[str, int | None, RasterFacts]], controls: Ap
             )
         if not grids:
             raise ControlsError(
-                "infiles is empty, so there is no grid to work on: set an input, or a raster whose grid to use with "
-                "controls.setReferenceImage('file.tif')"
+                "infiles is empty, so there is no grid to work on: set an input, or a raster whose "
+                "grid to use, with controls.setReferenceImage('file.tif')"
             )
         return common_grid(grids, options.footprint)
     position = _reference(options.reference_image, facts)
@@ -177,8 +181,11 @@ def _input(
 
 
 def _tiles(grid: PixelGrid, controls: ApplierControls, outfiles: FilenameAssociations) -> TilePlan:
-    """Cut the grid. Where the user has set an output's own blocks and no window, the window is a multiple of
-    them, so that no block has to be put together from several windows."""
+    """Cut the grid.
+
+    Where the user has set an output's own blocks and no window, the window is a multiple of them, so that no
+    block has to be put together from several windows.
+    """
     size = controls.grid.window_size
     if size is None:
         size = (DEFAULT_WINDOW, DEFAULT_WINDOW)

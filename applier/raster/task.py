@@ -98,7 +98,7 @@ class TileTask:
         if not isinstance(made, list) or len(made) != wanted:
             given = f"a list of {len(made)}" if isinstance(made, list) else f"a {type(made).__name__}"
             raise OutputError(
-                f"outputs.{spec.name} is {given}, but outfiles.{spec.name} is a list of {wanted} files; set it to "
-                f"a list of {wanted} arrays"
+                f"outputs.{spec.name} is {given}, but outfiles.{spec.name} is a list of {wanted} files; "
+                f"set it to a list of {wanted} arrays"
             )
         return encode(spec, tile, made[spec.seq])

@@ -46,7 +46,7 @@ class Accept(NamedTuple):
 class StartWorkers(NamedTuple):
     """Launch so many workers."""
 
-    count: int
+    number: int
 
 
 class GiveUp(NamedTuple):

@@ -21,7 +21,7 @@ __all__ = [
 class Planned(NamedTuple):
     """So many more blocks were pulled from the plan; they are numbered on from the last."""
 
-    count: int
+    number: int
 
 
 class PlanEnded(NamedTuple):
@@ -59,7 +59,7 @@ class WorkerLost(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """A worker hands in the next `count` blocks of a lease, in the lease's order.
+    """A worker hands in the next `number` blocks of a lease, in the lease's order.
 
     `seconds` is what the worker spent on them, `overhead_s` what it spent once for the whole answer, and
     `starved` says that it had been waiting for this lease with nothing to do.
@@ -67,7 +67,7 @@ class Answered(NamedTuple):
 
     worker: str
     lease: int
-    count: int
+    number: int
     seconds: float
     overhead_s: float = 0.0
     starved: bool = False
@@ -85,13 +85,5 @@ class Tick(NamedTuple):
 
 
 Event = (
-    Planned
-    | PlanEnded
-    | WorkerStarted
-    | WorkerJoined
-    | StartFailed
-    | WorkerLost
-    | Answered
-    | Failed
-    | Tick
+    Planned | PlanEnded | WorkerStarted | WorkerJoined | StartFailed | WorkerLost | Answered | Failed | Tick
 )

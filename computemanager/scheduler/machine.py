@@ -102,7 +102,7 @@ class Scheduler:
     --------
     >>> scheduler = Scheduler(SchedulerLimits(num_workers=1), now=0.0)
     >>> scheduler.handle(Planned(2), 0.0)
-    [StartWorkers(count=1)]
+    [StartWorkers(number=1)]
     >>> scheduler.handle(WorkerStarted("w0"), 0.0)
     []
     >>> scheduler.handle(WorkerJoined("w0"), 0.2)
@@ -171,7 +171,7 @@ class Scheduler:
         elif isinstance(event, Planned):
             if not self._leases:
                 self._progress_at = now
-            self._planned += event.count
+            self._planned += event.number
         elif isinstance(event, PlanEnded):
             self._plan_ended = True
         elif isinstance(event, WorkerStarted):
@@ -228,20 +228,20 @@ class Scheduler:
         if lease is None or lease.worker != event.worker:
             self.stale_answers += 1
             return
-        if not 0 < event.count <= len(lease.blocks) - lease.done:
+        if not 0 < event.number <= len(lease.blocks) - lease.done:
             raise InternalError(
-                f"{event.worker} answers {event.count} blocks of lease {event.lease}, which has "
+                f"{event.worker} answers {event.number} blocks of lease {event.lease}, which has "
                 f"{len(lease.blocks) - lease.done} left",
                 self.story(),
             )
-        blocks = lease.blocks[lease.done : lease.done + event.count]
-        lease.done += event.count
+        blocks = lease.blocks[lease.done : lease.done + event.number]
+        lease.done += event.number
         worker = self._workers[event.worker]
         self._learn(worker, event)
         if lease.done == len(lease.blocks):
             self._drop_lease(event.lease)
             worker.on_suspect = False
-        self._accepted += event.count
+        self._accepted += event.number
         self._ends_without_progress = 0
         self._progress_at = now
         if self._kills:
@@ -250,7 +250,7 @@ class Scheduler:
         actions.append(Accept(event.worker, blocks))
 
     def _learn(self, worker: _Worker, event: Answered) -> None:
-        seconds = event.seconds / event.count
+        seconds = event.seconds / event.number
         known = worker.seconds_per_block
         worker.seconds_per_block = seconds if known is None else 0.5 * (known + seconds)
         worker.overhead_s = event.overhead_s
@@ -364,14 +364,17 @@ class Scheduler:
         return range(first, self._next_fresh)
 
     def _next_returned(self, worker: _Worker) -> Sequence[int]:
-        """Blocks that came back. One that a worker died on goes alone, to a worker that has nothing else:
-        if it kills again, it is certain which it was, and nothing goes down with it."""
+        """Take blocks that came back.
+
+        One that a worker died on goes alone, to a worker that has nothing else: if it kills again, it is
+        certain which it was, and nothing goes down with it.
+        """
         if self._returned[0] in self._kills:
             if worker.leases:
                 return ()
             worker.on_suspect = True
             return (self._returned.popleft(),)
-        blocks = []
+        blocks: list[int] = []
         while self._returned and len(blocks) < worker.batch and self._returned[0] not in self._kills:
             blocks.append(self._returned.popleft())
         return tuple(blocks)

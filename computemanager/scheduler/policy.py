@@ -71,9 +71,7 @@ def may_queue_ahead(seconds_per_block: float | None, waiting_blocks: int, worker
     (False, True, False)
     """
     return (
-        seconds_per_block is not None
-        and seconds_per_block < QUEUE_AHEAD_BELOW_S
-        and waiting_blocks > workers
+        seconds_per_block is not None and seconds_per_block < QUEUE_AHEAD_BELOW_S and waiting_blocks > workers
     )
 
 

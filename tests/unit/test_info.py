@@ -6,12 +6,12 @@ import pickle
 
 import numpy as np
 import pytest
-from applier.raster.grid import PixelGrid
-from applier.raster.tiles import TilePlan
 from hypothesis import given
 from hypothesis import strategies as st
 
 from applier.info import ReaderInfo
+from applier.raster.grid import PixelGrid
+from applier.raster.tiles import TilePlan
 
 # Upright, south-up, rotated, sheared, in degrees, in metres; GDAL order.
 TRANSFORMS = st.sampled_from(

@@ -138,7 +138,9 @@ def test_modules_beside_the_script_travel_and_installed_ones_do_not(tmp_path: Pa
     """In an interpreter that has neither the script's folder nor its modules."""
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").write_text("from package.inner import double\n")
-    (tmp_path / "package" / "inner.py").write_text("import helper\ndef double(x): return helper.times(2, x)\n")
+    (tmp_path / "package" / "inner.py").write_text(
+        "import helper\ndef double(x): return helper.times(2, x)\n"
+    )
     (tmp_path / "helper.py").write_text("def times(a, b): return a * b\n")
     script = tmp_path / "script.py"
     script.write_text(
@@ -164,7 +166,9 @@ def test_modules_beside_the_script_travel_and_installed_ones_do_not(tmp_path: Pa
     assert done.stdout.strip() == b"42"
 
 
-def test_the_registry_of_cloudpickle_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_registry_of_cloudpickle_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import cloudpickle
 
     before = set(cloudpickle.list_registry_pickle_by_value())

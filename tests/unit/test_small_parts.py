@@ -1,4 +1,4 @@
-"""The parts that are too small for a file of tests each: output, run directories, signals, settings, kinds."""
+"""Parts too small for a file of tests each: output, run directories, signals, settings, kinds."""
 
 from __future__ import annotations
 
@@ -209,7 +209,9 @@ def test_a_new_kind_is_one_subclass() -> None:
 
 def test_importing_the_package_is_light() -> None:
     code = "import sys, computemanager, applier; print(*sys.modules)"
-    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    modules = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     for heavy in ("boto3", "rasterio", "pyogrio", "tqdm", "zmq", "pytest"):
         assert heavy not in modules, f"import applier brings {heavy}"
 
@@ -219,5 +221,3 @@ def test_time_is_only_that_of_the_monotonic_clock() -> None:
     for path in Path(rundir.__file__).parent.rglob("*.py"):
         if path.name != "rundir.py":
             assert "time.time()" not in path.read_text(), path
-
-

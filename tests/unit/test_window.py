@@ -14,7 +14,9 @@ from computemanager.window import Window
 
 
 @given(count=st.integers(0, 60), capacity=st.integers(1, 20), seed=st.integers(), ordered=st.booleans())
-def test_everything_comes_out_once_within_the_bound(count: int, capacity: int, seed: int, ordered: bool) -> None:
+def test_everything_comes_out_once_within_the_bound(
+    count: int, capacity: int, seed: int, ordered: bool
+) -> None:
     chance = random.Random(seed)
     window = Window(capacity, ordered=ordered)
     pulled: list[int] = []

@@ -48,7 +48,9 @@ def test_any_other_frames_are_a_bad_message(frames: list[bytes]) -> None:
 
 
 @given(messages(), st.data())
-def test_a_damaged_message_is_never_taken_for_one_of_another_shape(message: Message, data: st.DataObject) -> None:
+def test_a_damaged_message_is_never_taken_for_one_of_another_shape(
+    message: Message, data: st.DataObject
+) -> None:
     frames = [bytes(frame) for frame in encode(message)]
     how = data.draw(st.sampled_from(["cut head", "grow head", "drop frame", "add frame", "kind"]))
     if how == "cut head":

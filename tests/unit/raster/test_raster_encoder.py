@@ -266,7 +266,8 @@ def test_chunks_are_as_many_as_there_must_be(count, height, width, band) -> None
 def test_threads_encode_the_same_bytes() -> None:
     spec, plan = spec_of(), TilePlan(1000, 1000, 256, 256)
     blocks = [
-        np.random.default_rng(t.block_index).integers(0, 99, (2, t.height, t.width)).astype("u2") for t in plan
+        np.random.default_rng(t.block_index).integers(0, 99, (2, t.height, t.width)).astype("u2")
+        for t in plan
     ]
     alone = [encode(spec, tile, block) for tile, block in zip(plan, blocks, strict=True)]
     with ThreadPoolExecutor(4) as pool:

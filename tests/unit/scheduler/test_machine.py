@@ -57,7 +57,7 @@ class Farm:
             for action in self.scheduler.handle(todo.pop(0), self.now):
                 assert self.gave_up is None, "nothing is done after giving up"
                 if isinstance(action, StartWorkers):
-                    for _ in range(action.count):
+                    for _ in range(action.number):
                         name = f"w{self.started}"
                         self.started += 1
                         self.starting.append(name)
@@ -390,7 +390,9 @@ def test_the_limit_on_outcomes_counts_from_the_last_one() -> None:
     assert farm.scheduler.next_deadline() == 9.0
     farm.now = 9.0
     farm.tell(Tick())
-    assert farm.gave_up is not None and farm.gave_up.cause is Cause.OUTCOME_TIMEOUT and farm.gave_up.block == 1
+    assert (
+        farm.gave_up is not None and farm.gave_up.cause is Cause.OUTCOME_TIMEOUT and farm.gave_up.block == 1
+    )
 
 
 def test_an_answer_of_more_blocks_than_leased_is_a_bug_with_a_story() -> None:
