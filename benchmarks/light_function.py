@@ -1,8 +1,8 @@
 """(c) A trivial function, the sum of two 3-band rasters of 6000 x 6000: what the library itself costs.
 
 Against the two things that a person would write instead: a plain loop over windows with rasterio, and the
-same loop with reading and adding in a ThreadPoolExecutor (the writer stays in the main thread: GDAL does not write
-from several). All read and write the same files with the same options and the same windows.
+same loop with reading and adding in a ThreadPoolExecutor (the writer stays in the main thread: GDAL does not
+write from several). All read and write the same files with the same options and the same windows.
 """
 
 from __future__ import annotations
@@ -90,12 +90,12 @@ def add(info: Any, inputs: Any, outputs: Any) -> None:
     outputs.total = inputs.a + inputs.b
 
 
-def ours(a: Path, b: Path, out: Path, **style: Any) -> None:
+def ours(a: Path, b: Path, out: Path, *, window: int = WINDOW, **style: Any) -> None:
     """The library, with the same windows and options."""
     infiles, outfiles = applier.FilenameAssociations(), applier.FilenameAssociations()
     infiles.a, infiles.b, outfiles.total = a, b, out
     controls = applier.ApplierControls()
-    controls.setWindowSize(WINDOW, WINDOW)
+    controls.setWindowSize(window, window)
     controls.setStatsIgnore(None)
     controls.setCreationOptions(
         {"BLOCKXSIZE": "512", "BLOCKYSIZE": "512", "COMPRESS": "DEFLATE", "PREDICTOR": "1"}

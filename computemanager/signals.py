@@ -21,10 +21,10 @@ _depth = 0
 
 @contextmanager
 def terminated_as_exception() -> Iterator[None]:
-    """Within, SIGTERM raises `Terminated`; once the block has been left, it is delivered as before.
+    """Within, SIGTERM raises `Terminated`; after the block, it is delivered as before.
 
     Only in the main thread, and only where the host program has no handler of its own: a program that
-    handles SIGTERM goes on doing so. Where that handler raises, our clean-up runs all the same. May be nested:
+    """Within, SIGTERM raises `Terminated`; after the block, it is delivered as before.
     the outermost block restores and delivers.
     """
     global _depth
