@@ -24,8 +24,8 @@ def terminated_as_exception() -> Iterator[None]:
     """Within, SIGTERM raises `Terminated`; after the block, it is delivered as before.
 
     Only in the main thread, and only where the host program has no handler of its own: a program that
-    """Within, SIGTERM raises `Terminated`; after the block, it is delivered as before.
-    the outermost block restores and delivers.
+    handles SIGTERM goes on doing so. Where that handler raises, our clean-up runs all the same. May be
+    nested: the outermost block restores and delivers.
     """
     global _depth
     if threading.current_thread() is not threading.main_thread():
