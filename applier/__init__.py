@@ -24,6 +24,7 @@ from applier.controls import ApplierControls
 from applier.engine import apply, run_block
 from applier.errors import (
     ApplierError,
+    CancelledError,
     ControlsError,
     FileOpenError,
     GridMismatchError,
@@ -54,6 +55,7 @@ __all__ = [
     "ApplierReturn",
     "BlockAssociations",
     "BlockError",
+    "CancelledError",
     "ConcurrencyStyle",
     "ConcurrencyWarning",
     "ControlsError",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from applier.associations import BlockAssociations, FilenameAssociations
 from applier.controls import ApplierControls
-from applier.errors import ApplierError, ControlsError
+from applier.errors import ApplierError, CancelledError, ControlsError
 from applier.ports import BlockResult, Plan
 from applier.progress import ProgressReporter
 from applier.readahead import read_blocks
@@ -18,7 +18,7 @@ from applier.report import ApplierReturn
 from applier.timers import Timers
 from computemanager.base import ComputeWorkerManager, manager_class
 from computemanager.errors import BlockError, PoisonBlockError
-from computemanager.model import Job, Settings
+from computemanager.model import Job, Outcome, Settings
 from computemanager.signals import terminated_as_exception
 
 if TYPE_CHECKING:
@@ -30,10 +30,6 @@ WINDOW_BYTES = 192 * 1024 * 1024
 """About how much memory the blocks between plan and output may take."""
 
 UserFunction = Callable[..., None]
-
-
-class Cancelled(ApplierError, KeyboardInterrupt):
-    """The progress object said that the user wants to stop (its ``wasCancelled``)."""
 
 
 def apply(
@@ -170,11 +166,12 @@ def _run(
         reporter = stack.enter_context(ProgressReporter(controls.run.progress))
         reporter.start(len(plan.source), controls.run.job_name or "")
         run = stack.enter_context(contextlib.closing(manager.run(job, blocks)))
-        for result in _waiting_timed(run, timings):
-            _write(plan, result, timings)
+        for outcome in _timed(run, timings) if style.numComputeWorkers else run:
+            _write(plan, outcome.value, timings)
+            del outcome  # its arrays may be in shared memory that is wanted again
             reporter.advance()
             if reporter.cancelled:
-                raise Cancelled("cancelled by the user; no output was written")
+                raise CancelledError("cancelled by the user; no output was written")
 
 
 def _write(plan: Plan, result: BlockResult, timings: Timers) -> None:
@@ -188,16 +185,16 @@ def _write(plan: Plan, result: BlockResult, timings: Timers) -> None:
         timings.add("writing", time.perf_counter() - started)
 
 
-def _waiting_timed(run: Iterator[Any], timings: Timers) -> Iterator[BlockResult]:
-    """The values of a run's outcomes; the time until each is there counts as waiting."""
+def _timed(run: Iterator[Outcome], timings: Timers) -> Iterator[Outcome]:
+    """A run's outcomes; the time until each is there counts as waiting for workers."""
     while True:
         started = time.perf_counter()
         outcome = next(run, None)
         if outcome is None:
             return
         timings.add("waiting", time.perf_counter() - started)
-        yield outcome.value
-        del outcome  # its arrays may be in shared memory that is wanted again
+        yield outcome
+        del outcome
 
 
 def _settings(style: ConcurrencyStyle, plan: Plan) -> Settings:

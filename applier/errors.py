@@ -7,6 +7,7 @@
     ├── FileOpenError        an input that is missing or cannot be read, an output that cannot be written
     ├── GridMismatchError    inputs whose pixel grids do not fit together
     ├── OutputError          the user's function gave an output we cannot write
+    ├── CancelledError       the progress object said that the user wants to stop
     └── MissingExtraError    an optional package is not installed
 """
 
@@ -19,6 +20,7 @@ from computemanager.errors import ComputeManagerError
 
 __all__ = [
     "ApplierError",
+    "CancelledError",
     "ControlsError",
     "FileOpenError",
     "GridMismatchError",
@@ -46,6 +48,10 @@ class GridMismatchError(ApplierError, ValueError):
 
 class OutputError(ApplierError, ValueError):
     """The user's function left out an output, or gave one of a shape or type that cannot be written."""
+
+
+class CancelledError(ApplierError, RuntimeError):
+    """The progress object said that the user wants to stop (its ``wasCancelled``)."""
 
 
 class MissingExtraError(ApplierError, ImportError):

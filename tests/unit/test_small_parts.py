@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 
 from computemanager import Job, Outcome, Settings, SettingsError, known_kinds, manager_class, rundir
 from computemanager.base import ComputeWorkerManager
+from computemanager.errors import ComputeManagerError
 from computemanager.output import OutputPump
 from computemanager.signals import Terminated, terminated_as_exception
 
@@ -221,3 +224,34 @@ def test_time_is_only_that_of_the_monotonic_clock() -> None:
     for path in Path(rundir.__file__).parent.rglob("*.py"):
         if path.name != "rundir.py":
             assert "time.time()" not in path.read_text(), path
+
+
+def test_a_missing_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['rasterio'] = None\n"
+        "import applier\n"
+        "infiles, outfiles = applier.FilenameAssociations(), applier.FilenameAssociations()\n"
+        "infiles.a = 'a.tif'\n"
+        "try: applier.apply(lambda info, inputs, outputs: None, infiles, outfiles)\n"
+        "except applier.MissingExtraError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "rasterio is needed here" in done.stdout
+    assert "python -m pip install 'computemanager[raster]'" in done.stdout
+
+
+# -- errors --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["computemanager.errors", "applier.errors"])
+def test_the_drawing_of_the_hierarchy_shows_every_error_once(name: str) -> None:
+    module = importlib.import_module(name)
+    drawn = re.findall(r"[├└]── (\w+)", module.__doc__ or "")
+    root = "ComputeManagerError" if name.startswith("compute") else "ApplierError"
+    made = [each for each in module.__all__ if each[0].isupper() and each != root]
+    assert sorted(drawn) == sorted(made)
+    for each in drawn:
+        bases = getattr(module, each).__mro__
+        kin = [base for base in bases if base.__module__ == "builtins"]
+        assert ComputeManagerError in bases
+        assert kin[0] is not Exception, f"{each} can only be caught by its own name"
