@@ -194,9 +194,9 @@ class BlockAssociations(_Associations):
     >>> inputs = BlockAssociations({"img": 1, "more": [2, 3]})
     >>> inputs.img, inputs["more", 1], len(inputs)
     (1, 3, 3)
-    >>> inputs.imgs
+    >>> inputs.imgs  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    AttributeError: BlockAssociations has no 'imgs'; it has: img, more
+    AttributeError: BlockAssociations has no 'imgs'; it has: img, more...
     """
 
     def __init__(self, blocks: FilenameAssociations | Mapping[str, Any] | None = None) -> None:

@@ -100,6 +100,8 @@ class ComputeWorkerManager(ABC):
 def known_kinds() -> list[str]:
     """Names of the kinds that can be used now.
 
+    Examples
+    --------
     >>> known_kinds()[:3]
     ['CW_NONE', 'CW_SUBPROC', 'CW_THREADS']
     """
@@ -114,6 +116,8 @@ def manager_class(kind: str) -> type[ComputeWorkerManager]:
     SettingsError
         If no kind has that name.
 
+    Examples
+    --------
     >>> manager_class("CW_THREADS").kind
     'CW_THREADS'
     """
