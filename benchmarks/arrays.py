@@ -53,15 +53,15 @@ def main(rounds: int = 5) -> None:
     for mebibytes, count in ((8, 200), (1, 1000)):
         nbytes = mebibytes << 20
         heading(f"(e) {count} arrays of {mebibytes} MiB, there and back, 2 workers")
-        names = {
-            "zmq, bare": "echo_zmq",
-            "Ray": "echo_ray",
-            "joblib (loky)": "echo_joblib",
-            "multiprocessing": "echo_multiprocessing",
-            "dask.distributed": "echo_dask",
+        works = {
+            "zmq, bare": peers.echo_zmq,
+            "Ray": peers.echo_ray,
+            "joblib (loky)": peers.echo_joblib,
+            "multiprocessing": peers.echo_multiprocessing,
+            "dask.distributed": peers.echo_dask,
         }
         contestants: dict[str, Contestant] = {"CW_SUBPROC x2": echo_ours(nbytes, count)}
-        contestants |= {label: peer(name, nbytes, count) for label, name in names.items()}
+        contestants |= {label: peer(work, nbytes, count) for label, work in works.items()}
         contestants["(two copies in one process)"] = copied(nbytes, count)
         report(
             alternate(contestants, rounds),

@@ -39,12 +39,12 @@ def noop_ours(kind: str, blocks: int, workers: int = 2) -> float:
     return seconds
 
 
-def peer(name: str, *arguments: int) -> Contestant:
+def peer(work: Any, *arguments: int) -> Contestant:
     """A peer's function; one that is not installed is left out."""
 
     def run() -> float:
         try:
-            return float({**peers.NOOP, **peers.ECHO}[name](*arguments))
+            return float(work(*arguments))
         except peers.PeerMissingError as error:
             raise Skipped(str(error)) from None
 
@@ -70,10 +70,10 @@ def main(rounds: int = 5, blocks: int = 20_000, slow_blocks: int = 2_000) -> Non
         {
             "CW_SUBPROC x2": lambda: noop_ours("CW_SUBPROC", blocks),
             "CW_THREADS x2": lambda: noop_ours("CW_THREADS", blocks),
-            "multiprocessing, Pool.imap": peer("noop_multiprocessing", blocks),
-            "multiprocessing, chunks of 64": peer("noop_multiprocessing_chunks", blocks),
-            "joblib (loky, automatic batches)": peer("noop_joblib", blocks),
-            "zmq, bare loop": peer("noop_zmq", blocks),
+            "multiprocessing, Pool.imap": peer(peers.noop_multiprocessing, blocks),
+            "multiprocessing, chunks of 64": peer(peers.noop_multiprocessing_chunks, blocks),
+            "joblib (loky, automatic batches)": peer(peers.noop_joblib, blocks),
+            "zmq, bare loop": peer(peers.noop_zmq, blocks),
         },
         rounds,
     )
@@ -89,8 +89,8 @@ def main(rounds: int = 5, blocks: int = 20_000, slow_blocks: int = 2_000) -> Non
         alternate(
             {
                 "CW_SUBPROC x2": lambda: noop_ours("CW_SUBPROC", slow_blocks),
-                "dask.distributed": peer("noop_dask", slow_blocks),
-                "Ray": peer("noop_ray", slow_blocks),
+                "dask.distributed": peer(peers.noop_dask, slow_blocks),
+                "Ray": peer(peers.noop_ray, slow_blocks),
             },
             min(rounds, 3),
         ),
@@ -99,7 +99,7 @@ def main(rounds: int = 5, blocks: int = 20_000, slow_blocks: int = 2_000) -> Non
         unit="blocks/s",
     )
     size = 2048
-    heading(f"(d) small tiles: a sum over {size} x {size} x 3 in windows of 64 x 64 and of 512 x 512, start-up included")
+    heading(f"(d) small tiles: a sum over {size} x {size} x 3, start-up included")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_inputs(folder, size)

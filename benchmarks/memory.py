@@ -20,7 +20,8 @@ STYLES = {
     "CW_THREADS x2": "numComputeWorkers=2, computeWorkerKind=applier.CW_THREADS",
     "CW_SUBPROC x2": "numComputeWorkers=2, computeWorkerKind=applier.CW_SUBPROC",
     "CW_SUBPROC x2, main reads with 1": (
-        "numComputeWorkers=2, computeWorkerKind=applier.CW_SUBPROC, numReadWorkers=1, computeWorkersRead=False"
+        "numComputeWorkers=2, computeWorkerKind=applier.CW_SUBPROC, "
+        "numReadWorkers=1, computeWorkersRead=False"
     ),
 }
 

@@ -115,6 +115,8 @@ class Message(NamedTuple):
 def encode(message: Message) -> list[Any]:
     """The frames of a message.
 
+    Examples
+    --------
     >>> frames = encode(Message(Kind.WORK, lease=7, number=1, payload=b"p"))
     >>> decode(frames).lease
     7

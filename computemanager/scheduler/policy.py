@@ -36,6 +36,8 @@ OVERHEAD_SHARE = 0.05
 def lease_target_s(workers: int, overhead_s: float) -> float:
     """Seconds of work that one lease should hold.
 
+    Examples
+    --------
     >>> lease_target_s(2, 0.0)
     0.002
     >>> lease_target_s(2, 0.025)    # 25 ms of overhead a lease: half a second of work, to keep it at 5 %
@@ -50,6 +52,8 @@ def batch_size(previous: int, seconds_per_block: float, target_s: float, fair_sh
     Grows by four at the most from one lease to the next, since the first blocks of a job may be unlike the
     rest; shrinks at once.
 
+    Examples
+    --------
     >>> batch_size(1, 1e-6, 0.002, 1000)
     4
     >>> batch_size(64, 1.0, 0.002, 1000)
@@ -67,6 +71,8 @@ def may_queue_ahead(seconds_per_block: float | None, waiting_blocks: int, worker
     Not before it has shown how quick it is, not when its blocks are long, and not when what is left could
     go to workers that run out of work first.
 
+    Examples
+    --------
     >>> may_queue_ahead(None, 100, 2), may_queue_ahead(0.01, 100, 2), may_queue_ahead(0.01, 2, 2)
     (False, True, False)
     """
@@ -78,6 +84,8 @@ def may_queue_ahead(seconds_per_block: float | None, waiting_blocks: int, worker
 def start_failures_allowed(workers: int) -> int:
     """How many workers may end in a row, with no block finished in between, before the job is given up.
 
+    Examples
+    --------
     >>> start_failures_allowed(2)
     4
     """

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import applier
-from applier import ApplierControls, FilenameAssociations
+from applier import ApplierControls, CancelledError, FilenameAssociations
 
 pytestmark = pytest.mark.filterwarnings("ignore::applier.concurrency.ConcurrencyWarning")
 
@@ -182,9 +182,8 @@ def test_cancelling(style: dict[str, Any], img: str, run: Any, tmp_path: Path) -
     controls.setProgress(progress)
     out = tmp_path / "out.tif"
     out.write_bytes(b"older")
-    with pytest.raises(KeyboardInterrupt, match="cancelled by the user") as caught:
+    with pytest.raises(CancelledError, match="cancelled by the user"):
         run(closure(2), {"img": img}, {"out": out}, controls=controls, window=(20, 20), **style)
-    assert isinstance(caught.value, applier.errors.ApplierError)
     assert progress.calls[-2:] == [("progress", 50), ("reset",)]
     assert out.read_bytes() == b"older"
 
@@ -196,7 +195,10 @@ def test_timings(style: dict[str, Any], img: str, run: Any, tmp_path: Path) -> N
     for name in ("reading", "userfunction", "encoding", "writing"):
         assert summary[name]["N"] == 30
     (walltime,) = returned.timings.getDurationsForName("walltime")
-    assert sum(returned.timings.getDurationsForName("waiting")) < walltime
+    waiting = returned.timings.getDurationsForName("waiting")
+    assert (
+        sum(waiting) < walltime if style else waiting is None
+    )  # nobody waits for workers that are not there
     report = returned.timings.formatReport()
     for name in ("walltime", "reading", "userfunction", "encoding", "writing", "closing"):
         assert name in report
