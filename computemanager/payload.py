@@ -8,6 +8,7 @@ out of it.
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import site
@@ -115,24 +116,27 @@ def dumps_job(job: Job) -> bytes:
     LargePayloadWarning
         If the function drags a lot of data along; the message names the variables.
     """
-    try:
-        with _modules_beside_script_by_value():
-            function = cloudpickle.dumps(job.function, 5)
-    except Exception as error:
-        try:
-            # A module beside the script may hold what cannot travel (a lock, an open file) and still be
-            # importable where the worker runs.
-            function = cloudpickle.dumps(job.function, 5)
-        except Exception:
-            raise PayloadError(_not_picklable(job, job.function, error)) from error
-    try:
-        with _modules_beside_script_by_value():
-            state = cloudpickle.dumps(job.state, 5)
-    except Exception as error:
-        raise PayloadError(_not_picklable(job, job.state, error)) from error
+    with _modules_beside_script_by_value():
+        function, function_error = _try_dumps(job.function)
+        state, state_error = _try_dumps(job.state)
+    if function_error is not None:
+        # A module beside the script may hold what cannot travel (a lock, an open file) and still be
+        # importable where the worker runs.
+        function, still = _try_dumps(job.function)
+        if still is not None:
+            raise PayloadError(_not_picklable(job, job.function, function_error)) from function_error
+    if state_error is not None:
+        raise PayloadError(_not_picklable(job, job.state, state_error)) from state_error
     if len(function) > LARGE_JOB_BYTES:
         warnings.warn(_too_large(job, len(function)), LargePayloadWarning, stacklevel=2)
     return pickle.dumps((function, state, job.name), 5)
+
+
+def _try_dumps(value: Any) -> tuple[bytes, Exception | None]:
+    try:
+        return cloudpickle.dumps(value, 5), None
+    except Exception as error:
+        return b"", error
 
 
 def loads_job(data: Any) -> Job:
@@ -167,11 +171,12 @@ def modules_beside_script() -> list[types.ModuleType]:
         return []  # the script is an installed program, such as a test runner
     ours = {__name__.partition(".")[0], "applier", "__main__"}
     found = []
+    real = functools.lru_cache(maxsize=None)(os.path.realpath)  # few folders hold many modules
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if not isinstance(file, str) or not file.endswith(".py") or name.partition(".")[0] in ours:
             continue
-        path = os.path.realpath(file)
+        path = os.path.join(real(os.path.dirname(file)), "")
         if path.startswith(folder) and not any(path.startswith(place) for place in installed):
             found.append(module)
     return found

@@ -18,6 +18,7 @@ __all__ = ["LocalProcesses"]
 WORKER_VARIABLE = "COMPUTEMANAGER_WORKER"
 """Environment variable in which a worker finds its name."""
 
+_LOOK_S = 0.002
 _POSIX = os.name == "posix"
 _NEW_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # what Windows has for a session
 
@@ -76,8 +77,9 @@ class LocalProcesses:
         """See `Provider.stop`."""
         deadline = time.monotonic() + grace_s
         for process in self._processes.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
+            # Not wait(timeout), which looks at ever longer intervals: the end of a job waits for this.
+            while process.poll() is None and time.monotonic() < deadline:
+                time.sleep(_LOOK_S)
             if process.returncode is None:
                 process.kill()
             self._end_group(process)
