@@ -254,7 +254,7 @@ def test_a_block_that_always_ends_its_worker(way: str, evidence: str, raster: Pa
     assert (error.block_index, error.attempts) == (3 * (COLS // WINDOW) + 5, 3)
     assert len(list(attempts.iterdir())) == 3
     assert evidence in error.evidence and evidence in text and "the last words" in text
-    assert "poisonous" in text and "block row 3, block column 5" in text
+    assert "poisonous" in text and "block 53 (block row 3, block column 5" in text
     assert "rows 75 to 99, columns 125 to 149" in text
     assert "applier.run_block(" in text and f"block={error.block_index})" in text
     assert "peak memory" in text and " MB" in text

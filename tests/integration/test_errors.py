@@ -473,7 +473,10 @@ def test_exception_in_the_function(style: dict[str, Any], job: Job) -> None:
     assert isinstance(error, BlockError) and isinstance(error.__cause__, ZeroDivisionError)
     assert str(error.__cause__) == words and error.original is error.__cause__
     assert error.block_index == 2 * 4 + 3 and error.block.row == 64 and error.block.col == 96
-    assert "block row 2, block column 3" in text and "rows 64 to 95, columns 96 to 119" in text
+    assert (
+        "block 11 (block row 2, block column 3; window:" in text
+        and "rows 64 to 95, columns 96 to 119" in text
+    )
     assert words in text and "Traceback" in text and "in divides" in text and "test_errors.py" in text
     line = next(line for line in text.splitlines() if "run_block" in line).strip()
     assert line == "applier.run_block(divides, infiles, outfiles, otherArgs, controls, block=11)"
