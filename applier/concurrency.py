@@ -42,8 +42,9 @@ class ConcurrencyStyle:
     Parameters
     ----------
     numReadWorkers : int, default 0
-        Threads that read blocks ahead: in the main process, or in each compute worker where workers
-        read for themselves. With 0, blocks are read when they are needed.
+        Threads of the main process that read blocks ahead. With 0, blocks are read when they are needed.
+        Without effect where workers read for themselves: each then reads its own block, and more workers
+        read more side by side.
     numComputeWorkers : int, default 0
         Workers that run the user's function. 0 is right for `CW_NONE`; for `CW_DASK` and `CW_EXECUTOR`
         it means as many as the engine has.

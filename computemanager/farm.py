@@ -80,6 +80,7 @@ class _Peer:
         self.slabs = SlabReader(directory, f"{name}-out") if directory is not None else None
         self.lent: set[int] = set()  # slabs of ours that it may be looking at
         self.state: Any = None
+        self.joined = False
 
 
 class Farm:
@@ -230,6 +231,7 @@ class Farm:
             for slab in pickle.loads(message.payload):
                 self._reclaim(peer, slab)
         elif kind is Kind.READY:
+            peer.joined = True
             self._tell(WorkerJoined(worker))
         elif kind is Kind.FAILED:
             self._failure = Failure(*pickle.loads(message.payload))
@@ -342,10 +344,11 @@ class Farm:
             self._socket.send(peer.name, wire.encode(message))
 
     def _say_goodbye(self) -> None:
-        """The job is done: let the workers end by themselves."""
-        for worker in self._peers:
+        """The job is done: let workers end by themselves; those that are still starting need not go on."""
+        joined = [name for name, peer in self._peers.items() if peer.joined]
+        for worker in joined:
             self._socket.send(worker, wire.encode(Message(Kind.STOP)))
-        self._provider.stop(STOP_GRACE_S)
+        self._provider.stop(joined, STOP_GRACE_S)
 
     def _give_up(self, action: GiveUp) -> None:
         """Raise what ends the job."""

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from computemanager.output import OutputPump
 from computemanager.provider import Command, WorkerEnd
@@ -73,9 +73,12 @@ class LocalProcesses:
             ended.append(WorkerEnd(name, evidence))
         return ended
 
-    def stop(self, grace_s: float) -> None:
+    def stop(self, ending: Collection[str] = (), grace_s: float = 0.0) -> None:
         """See `Provider.stop`."""
         deadline = time.monotonic() + grace_s
+        for name, process in self._processes.items():
+            if name not in ending:
+                process.kill()
         for process in self._processes.values():
             # Not wait(timeout), which looks at ever longer intervals: the end of a job waits for this.
             while process.poll() is None and time.monotonic() < deadline:

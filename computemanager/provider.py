@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -52,8 +52,9 @@ class Provider(Protocol):
     def poll(self) -> Sequence[WorkerEnd]:
         """The workers that have ended since the last call."""
 
-    def stop(self, grace_s: float) -> None:
-        """Wait up to `grace_s` seconds for workers to end by themselves, end the rest, leave nothing.
+    def stop(self, ending: Collection[str] = (), grace_s: float = 0.0) -> None:
+        """End all workers and leave nothing.
 
-        Never raises, may be called again.
+        Those in `ending` have been told to end by themselves and get up to `grace_s` seconds for it. Never
+        raises, may be called again.
         """

@@ -14,12 +14,31 @@ import time
 from pathlib import Path
 from typing import IO
 
-__all__ = ["RunDirectory", "remove_strays"]
+__all__ = ["LOCK_NAME", "RunDirectory", "hold_lock", "is_abandoned", "remove_strays"]
 
 _PREFIX = "computemanager-"
-_LOCK_NAME = "lock"
+LOCK_NAME = "lock"
+"""The file in a directory whose lock says that somebody uses it."""
+
+_NEEDED_BYTES = 64 * 1024
 _MAX_SOCKET_PATH = 90
 _TOO_YOUNG_S = 60.0
+
+
+def hold_lock(directory: Path) -> IO[bytes]:
+    """Mark a directory as in use for as long as the returned file is open, or this process lives."""
+    file = open(directory / LOCK_NAME, "a+b")  # noqa: SIM115 (open is what it is for)
+    _try_lock(file)
+    return file
+
+
+def is_abandoned(directory: Path) -> bool:
+    """Whether the process that marked a directory with `hold_lock` is gone; False where nobody can tell."""
+    try:
+        with open(directory / LOCK_NAME, "r+b") as file:
+            return _try_lock(file)
+    except OSError:
+        return False
 
 
 def _try_lock(file: IO[bytes]) -> bool:
@@ -28,6 +47,7 @@ def _try_lock(file: IO[bytes]) -> bool:
         if os.name == "nt":
             import msvcrt
 
+            file.seek(0)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
         else:
             import fcntl
@@ -68,15 +88,22 @@ class RunDirectory:
         for parent in _parents():
             try:
                 self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
+            except OSError as reason:
+                error = reason
+                continue
+            try:
+                # Full to the last page, as a container's /dev/shm may be: workers could not even start.
+                (self.path / LOCK_NAME).write_bytes(bytes(_NEEDED_BYTES))
                 break
             except OSError as reason:
                 error = reason
+                shutil.rmtree(self.path, ignore_errors=True)
         else:
             raise OSError(
-                f"no place for a temporary directory: {error}. Set TMPDIR to a directory you can write to"
+                f"no place for a temporary directory: {error}. Set TMPDIR to a directory with room that you "
+                f"can write to"
             ) from error
-        self._lock = open(self.path / _LOCK_NAME, "wb")  # noqa: SIM115 (held until close)
-        _try_lock(self._lock)
+        self._lock = hold_lock(self.path)
 
     def close(self) -> None:
         """Remove the directory and all that is in it. Never raises; may be called again."""
@@ -99,13 +126,10 @@ def remove_strays() -> list[Path]:
             try:
                 status = path.stat()
                 young = time.time() - status.st_mtime < _TOO_YOUNG_S
-                if young or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
-                    continue
-                with open(path / _LOCK_NAME, "r+b") as lock:
-                    dead = _try_lock(lock)
+                others = hasattr(os, "getuid") and status.st_uid != os.getuid()
             except OSError:
                 continue
-            if dead:
+            if not young and not others and is_abandoned(path):
                 shutil.rmtree(path, ignore_errors=True)
                 removed.append(path)
     return removed

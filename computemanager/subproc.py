@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -61,12 +62,17 @@ class SubprocManager(ComputeWorkerManager):
 
     def _run(self, job: Job, blocks: Iterator[Any]) -> Generator[Outcome, None, None]:
         remove_strays()
-        directory = RunDirectory()
         output = OutputPump()
         processes = LocalProcesses(output)
-        socket: MainSocket | None = None
-        try:
+        # Undone in reverse, each step also if another was interrupted by a signal.
+        with contextlib.ExitStack() as undo:
+            directory = RunDirectory()
+            undo.callback(directory.close)
             socket = MainSocket(directory.path)
+            undo.callback(socket.close)
+            undo.callback(output.close)
+            undo.callback(processes.stop)  # twice: the first time may be the one that is interrupted
+            undo.callback(processes.stop)
             self._farm = Farm(
                 processes,
                 self._command(directory, socket),
@@ -77,12 +83,6 @@ class SubprocManager(ComputeWorkerManager):
                 self.statistics,
             )
             yield from self._farm.run(job, blocks)
-        finally:
-            processes.stop(0.0)
-            output.close()
-            if socket is not None:
-                socket.close()
-            directory.close()
 
     def _command(self, directory: RunDirectory, socket: MainSocket) -> Command:
         if not sys.executable:

@@ -89,7 +89,7 @@ def plan_rasters(
     return Plan(
         source=_TileSource(tiles, source),
         task=task,
-        sinks=[RasterSink(spec) for spec in outputs],
+        sinks=[RasterSink(spec, controls.run.tempdir) for spec in outputs],
         # Outputs are not known yet: one float64 band each is a fair guess.
         block_bytes=source.nbytes(largest) + 8 * largest.height * largest.width * len(outputs),
         describe=_describe,

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import rasterio
@@ -32,6 +34,7 @@ from applier.raster.encoder import (
     explained,
 )
 from applier.raster.tiles import Tile, TilePlan
+from computemanager.rundir import hold_lock, is_abandoned
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,6 +80,7 @@ class RasterSink:
         self._first: EncodedTile | None = None
         self._partial = ""
         self._working = ""
+        self._lock: IO[bytes] | None = None  # says to other processes that somebody is at work in there
         self._tiff: _TiffFile | None = None
         self._assembly: _Assembly | None = None
         self._finished = False
@@ -151,12 +155,13 @@ class RasterSink:
             raise OutputError(f"{self.spec.label}: finish() before commit()")
         directory, name = os.path.split(os.path.abspath(self.path))
         try:
-            new = sorted(os.listdir(self._partial), key=lambda entry: entry == name)  # the raster itself last
+            content = self._content
+            new = sorted(os.listdir(content), key=lambda entry: entry == name)  # the raster itself last
             for stale in self._sidecars():
                 if os.path.basename(stale) not in new and os.path.lexists(stale):
                     os.remove(stale)
             for entry in new:
-                os.replace(os.path.join(self._partial, entry), os.path.join(directory, entry))
+                os.replace(os.path.join(content, entry), os.path.join(directory, entry))
         except OSError as error:
             raise FileOpenError(
                 f"{self.spec.label}: the complete file cannot take its place: {error}. "
@@ -169,11 +174,19 @@ class RasterSink:
         if self._tiff is not None:
             self._tiff.close()
         self._tiff = self._assembly = None
+        if self._lock is not None:
+            self._lock.close()
         for directory in (self._working, self._partial):
             if directory:
                 shutil.rmtree(directory, ignore_errors=True)
         self._partial = self._working = ""
+        self._lock = None
         self._finished = False
+
+    @property
+    def _content(self) -> str:
+        """Directory of what will be moved to the final place: the raster, and what GDAL puts beside it."""
+        return os.path.join(self._partial, "content")
 
     def _start(self, first: EncodedTile) -> None:
         """Make the empty file for what the first block shows of the output."""
@@ -185,9 +198,13 @@ class RasterSink:
         directory, name = os.path.split(os.path.abspath(self.path))
         with self._disk_errors():
             # Names may have 255 bytes; the random part must fit.
-            self._partial = tempfile.mkdtemp(prefix=f".{name[:50]}.", suffix=".partial", dir=directory)
+            prefix = f".{name[:50]}."
+            _remove_abandoned(directory, prefix)
+            self._partial = tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=directory)
+            self._lock = hold_lock(Path(self._partial))
+            os.mkdir(self._content)
             if spec.is_direct:
-                path = os.path.join(self._partial, name)
+                path = os.path.join(self._content, name)
             else:
                 self._working = tempfile.mkdtemp(prefix="working.", dir=self._temp_directory or self._partial)
                 path = os.path.join(self._working, "working.tif")
@@ -209,7 +226,7 @@ class RasterSink:
     def _make_final_format(self) -> None:
         """Copy the working file into the final format."""
         assert self._tiff is not None and self._first is not None
-        target = os.path.join(self._partial, os.path.basename(self.path))
+        target = os.path.join(self._content, os.path.basename(self.path))
         with explained(self.spec, self._first.count, self._first.dtype), quiet():
             options = self.spec.final_options()
             rasterio.shutil.copy(self._tiff.path, target, driver=self.spec.driver, **options)
@@ -241,6 +258,13 @@ class RasterSink:
             if error.errno in _NO_ROOM:
                 advice = "Make room, write elsewhere, or compress more (controls.setCreationOptions)."
             raise FileOpenError(f"{self.spec.label} cannot be written: {error}.{size} {advice}") from error
+
+
+def _remove_abandoned(directory: str, prefix: str) -> None:
+    """Remove what earlier processes left that were killed while they wrote a file of this name."""
+    for stale in Path(directory).glob(glob.escape(prefix) + "*.partial"):
+        if is_abandoned(stale):
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 class _TiffFile:

@@ -480,3 +480,21 @@ def test_the_rows_that_are_kept_are_one_row_of_blocks_and_chunks(tmp_path) -> No
     sink.commit()
     with rasterio.open(tmp_path / "a.tif") as dataset:
         np.testing.assert_array_equal(dataset.read(), array)
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_makes_is_not(tmp_path) -> None:
+    """Both beside the file that is written now."""
+    path = tmp_path / "out[1].tif"
+    array = np.ones((1, 100, 100), "u1")
+    spec = spec_for(path, array, (256, 256))
+    living, killed, now = RasterSink(spec), RasterSink(spec), RasterSink(spec)
+    first = encode(spec, TilePlan(100, 100, 256, 256).tile(0), array)
+    living.write(first)
+    killed.write(first)
+    assert len(list(tmp_path.glob(".*.partial"))) == 2
+    killed._lock.close()  # what the system does when a process is killed
+    now.write(first)
+    assert sorted(map(str, tmp_path.glob(".*.partial"))) == sorted([living._partial, now._partial])
+    for sink in (living, killed, now):
+        sink.abort()
+    assert list(tmp_path.iterdir()) == []
