@@ -6,6 +6,7 @@
 - `applier.raster.tiles`: the lazy plan of tiles (pure)
 - `applier.raster.datasets`: opened files, one cache a thread; the only place that opens one to read
 - `applier.raster.source`: reads one tile of all inputs
+- `applier.raster.outputs`: what an output is to be, and whether GDAL agrees
 - `applier.raster.encoder`: the worker's half of writing: a block becomes compressed chunks
 - `applier.raster.tiff`: the bytes of a TIFF file's head (pure)
 - `applier.raster.sink`: main's half of writing: places chunks, commits the file

@@ -14,11 +14,9 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 
 import rasterio
-from rasterio.crs import CRS
-from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
 from applier.errors import FileOpenError
@@ -36,7 +34,6 @@ __all__ = [
     "gdal_words",
     "open_dataset",
     "quiet",
-    "same_crs",
 ]
 
 #: Files that one thread keeps open; the one not used for longest is closed first.
@@ -161,29 +158,6 @@ def describe(path: str | os.PathLike[str]) -> RasterFacts:
         block_width=block_width,
         driver=dataset.driver,
     )
-
-
-@lru_cache(maxsize=1024)
-def same_crs(a: str, b: str) -> bool:
-    """Say whether two WKT texts mean one projection.
-
-    Parameters
-    ----------
-    a, b : str
-        WKT; '' where there is none, which equals only itself.
-
-    Returns
-    -------
-    bool
-    """
-    if a == b:
-        return True
-    if not a or not b:
-        return False
-    try:
-        return bool(CRS.from_wkt(a) == CRS.from_wkt(b))
-    except CRSError:
-        return False
 
 
 @contextmanager

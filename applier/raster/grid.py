@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from applier.constants import BOUNDS_FROM_REFERENCE, INTERSECTION, UNION
 from applier.errors import GridMismatchError
 
-__all__ = ["TOLERANCE", "PixelGrid", "common_grid"]
+__all__ = ["TOLERANCE", "PixelGrid", "common_grid", "same_crs"]
 
 #: How far, in pixels, aligned grids may be apart anywhere: well below what registration of images reaches.
 TOLERANCE = 0.05
@@ -249,14 +250,37 @@ def common_grid(grids: Sequence[tuple[str, PixelGrid]], footprint: int, referenc
     return base.shifted(top, left, bottom - top, right - left)
 
 
+@lru_cache(maxsize=1024)
+def same_crs(a: str, b: str) -> bool:
+    """Say whether two WKT texts mean one projection.
+
+    Parameters
+    ----------
+    a, b : str
+        WKT; '' where there is none, which equals only itself.
+
+    Returns
+    -------
+    bool
+    """
+    if a == b:
+        return True
+    if not a or not b:
+        return False
+    # Files spell one projection in many ways; only rasterio can tell, and it is not needed otherwise.
+    from rasterio.crs import CRS
+    from rasterio.errors import CRSError
+
+    try:
+        return bool(CRS.from_wkt(a) == CRS.from_wkt(b))
+    except CRSError:
+        return False
+
+
 def _require_same_grid(name_a: str, a: PixelGrid, name_b: str, b: PixelGrid) -> None:
     differences = []
-    if a.crs_wkt != b.crs_wkt:
-        # Files spell one projection in many ways; only rasterio can tell, and it is not needed otherwise.
-        from applier.raster.datasets import same_crs
-
-        if not same_crs(a.crs_wkt, b.crs_wkt):
-            differences.append(f"projection {_crs_name(a.crs_wkt)} and {_crs_name(b.crs_wkt)}")
+    if not same_crs(a.crs_wkt, b.crs_wkt):
+        differences.append(f"projection {_crs_name(a.crs_wkt)} and {_crs_name(b.crs_wkt)}")
     differences += a._differences(b)
     if differences:
         listed = "\n".join(f"  {line}" for line in differences)

@@ -22,8 +22,8 @@ require("rasterio", "raster")
 
 from applier.raster import datasets  # noqa: E402 (after the check, which says what to install)
 from applier.raster.datasets import RasterFacts, describe  # noqa: E402
-from applier.raster.encoder import OutputSpec  # noqa: E402
 from applier.raster.grid import PixelGrid, common_grid  # noqa: E402
+from applier.raster.outputs import OutputSpec  # noqa: E402
 from applier.raster.sink import RasterSink  # noqa: E402
 from applier.raster.source import RasterInput, RasterSource  # noqa: E402
 from applier.raster.task import TileTask  # noqa: E402

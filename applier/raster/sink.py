@@ -24,15 +24,8 @@ import rasterio.shutil
 from applier.errors import FileOpenError, OutputError
 from applier.raster import tiff
 from applier.raster.datasets import IDENTITY, quiet
-from applier.raster.encoder import (
-    Chunks,
-    EncodedTile,
-    OutputSpec,
-    check_final_format,
-    check_nodata,
-    compress,
-    explained,
-)
+from applier.raster.encoder import Chunks, EncodedTile, compress
+from applier.raster.outputs import OutputSpec, check_final_format, check_nodata, explained
 from applier.raster.tiles import Tile, TilePlan
 from computemanager.rundir import hold_lock, is_abandoned
 

@@ -11,8 +11,9 @@ from applier.associations import BlockAssociations, closest_first, symbolic_name
 from applier.errors import OutputError
 from applier.info import ReaderInfo
 from applier.ports import BlockResult, ReadBlock
-from applier.raster.encoder import EncodedTile, OutputSpec, encode
+from applier.raster.encoder import EncodedTile, encode
 from applier.raster.grid import PixelGrid
+from applier.raster.outputs import OutputSpec
 from applier.raster.source import RasterSource
 from applier.raster.tiles import Tile, TilePlan
 

@@ -13,7 +13,8 @@ from rasterio.crs import CRS
 
 from applier.errors import FileOpenError
 from applier.raster import datasets
-from applier.raster.datasets import close_all, describe, gdal_settings, gdal_warnings, open_dataset, same_crs
+from applier.raster.datasets import close_all, describe, gdal_settings, gdal_warnings, open_dataset
+from applier.raster.grid import same_crs
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from rasterio.dtypes import dtype_fwd
 
 from applier.errors import ControlsError, FileOpenError, OutputError
-from applier.raster.encoder import OutputSpec, compress, encode
+from applier.raster.encoder import compress, encode
 from applier.raster.grid import PixelGrid
+from applier.raster.outputs import OutputSpec
 from applier.raster.tiles import Tile, TilePlan
 
 GRID = PixelGrid("", (500000.0, 10.0, 0.0, 6000000.0, 0.0, -10.0), 1000, 1000)

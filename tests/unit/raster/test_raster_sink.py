@@ -19,8 +19,9 @@ from rasterio.crs import CRS
 
 from applier.errors import FileOpenError, OutputError
 from applier.raster import tiff
-from applier.raster.encoder import OutputSpec, encode
+from applier.raster.encoder import encode
 from applier.raster.grid import PixelGrid
+from applier.raster.outputs import OutputSpec
 from applier.raster.sink import RasterSink
 from applier.raster.tiles import TilePlan
 
