@@ -4,6 +4,7 @@
 - `applier.raster.task`: what a worker does with a tile
 - `applier.raster.grid`: the algebra of pixel grids (pure)
 - `applier.raster.tiles`: the lazy plan of tiles (pure)
+- `applier.raster.blocking`: how large a block is, and what GDAL has to keep
 - `applier.raster.datasets`: opened files, one cache a thread; the only place that opens one to read
 - `applier.raster.source`: reads one tile of all inputs
 - `applier.raster.outputs`: what an output is to be, and whether GDAL agrees

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from applier.associations import FilenameAssociations, symbolic_names
-from applier.constants import BOUNDS_FROM_REFERENCE
+from applier.concurrency import ConcurrencyStyle
+from applier.constants import BOUNDS_FROM_REFERENCE, CW_THREADS
 from applier.controls import ApplierControls
 from applier.errors import ControlsError, FileOpenError, require
 from applier.ports import Plan
@@ -20,7 +20,7 @@ __all__ = ["plan_rasters"]
 
 require("rasterio", "raster")
 
-from applier.raster import datasets  # noqa: E402 (after the check, which says what to install)
+from applier.raster.blocking import GdalCache, choose_window  # noqa: E402 (after the check above)
 from applier.raster.datasets import RasterFacts, describe  # noqa: E402
 from applier.raster.grid import PixelGrid, common_grid  # noqa: E402
 from applier.raster.outputs import OutputSpec  # noqa: E402
@@ -28,13 +28,6 @@ from applier.raster.sink import RasterSink  # noqa: E402
 from applier.raster.source import RasterInput, RasterSource  # noqa: E402
 from applier.raster.task import TileTask  # noqa: E402
 from applier.raster.tiles import Tile, TilePlan  # noqa: E402
-
-DEFAULT_WINDOW = 512
-"""Rows and columns of a block where nothing is set: measured, see docs/decisions."""
-
-MAIN_CACHE_BYTES = 64 * 1024 * 1024
-CACHE_BYTES = 512 * 1024 * 1024
-"""What GDAL may keep of files' blocks in the main process, and in all local workers together."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,9 @@ def plan_rasters(
     grid = _working_grid(facts, controls)
     margin = controls.grid.overlap
     source = RasterSource(tuple(_input(name, seq, each, grid, controls) for name, seq, each in facts), margin)
-    tiles = _tiles(grid, controls, outfiles)
+    inputs = [each for _, _, each in facts]
+    tiles = _tiles(grid, inputs, controls, outfiles)
+    cache = GdalCache.for_reading(inputs, tiles, margin, _main_readers(controls.run.concurrency))
     outputs = tuple(_output(name, seq, path, grid, tiles, controls) for name, seq, path in outfiles)
     for spec in outputs:
         spec.validate()
@@ -93,8 +88,8 @@ def plan_rasters(
         # Outputs are not known yet: one float64 band each is a fair guess.
         block_bytes=source.nbytes(largest) + 8 * largest.height * largest.width * len(outputs),
         describe=_describe,
-        environment=_environment,
-        worker_environment=_worker_environment,
+        environment=cache.environment,
+        worker_environment=cache.worker_environment,
         working_grid=grid,
     )
 
@@ -180,22 +175,28 @@ def _input(
     )
 
 
-def _tiles(grid: PixelGrid, controls: ApplierControls, outfiles: FilenameAssociations) -> TilePlan:
-    """Cut the grid.
-
-    Where the user has set an output's own blocks and no window, the window is a multiple of them, so that no
-    block has to be put together from several windows.
-    """
+def _tiles(
+    grid: PixelGrid, inputs: list[RasterFacts], controls: ApplierControls, outfiles: FilenameAssociations
+) -> TilePlan:
+    """Cut the grid as the user says, or as suits the files."""
     size = controls.grid.window_size
-    if size is None:
-        size = (DEFAULT_WINDOW, DEFAULT_WINDOW)
-        for name in symbolic_names(outfiles):
-            options = dict(controls.output_options(name).creation_options)
-            own = [options.get("BLOCKXSIZE", ""), options.get("BLOCKYSIZE", "")]
-            if all(text.isdigit() and int(text) > 0 for text in own):
-                x, y = (int(text) for text in own)
-                size = (x * max(1, DEFAULT_WINDOW // x), y * max(1, DEFAULT_WINDOW // y))
-    return TilePlan(grid.height, grid.width, window_height=size[1], window_width=size[0])
+    if size is not None:
+        return TilePlan(grid.height, grid.width, window_height=size[1], window_width=size[0])
+    chunk = None
+    for name in symbolic_names(outfiles):
+        options = dict(controls.output_options(name).creation_options)
+        own = [options.get("BLOCKYSIZE", ""), options.get("BLOCKXSIZE", "")]
+        if all(text.isdigit() and int(text) > 0 for text in own):
+            chunk = int(own[0]), int(own[1])
+    height, width = choose_window(grid, inputs, chunk)
+    return TilePlan(grid.height, grid.width, window_height=height, window_width=width)
+
+
+def _main_readers(style: ConcurrencyStyle) -> int:
+    """Threads of the main process that read."""
+    if style.workers_read:
+        return style.numComputeWorkers if style.computeWorkerKind == CW_THREADS else 1
+    return max(1, style.numReadWorkers)
 
 
 def _output(
@@ -220,13 +221,3 @@ def _describe(tile: Tile) -> str:
         f"block {tile.block_index} (block row {tile.block_row}, block column {tile.block_col}; window: "
         f"rows {tile.row} to {tile.row + tile.height - 1}, columns {tile.col} to {tile.col + tile.width - 1})"
     )
-
-
-def _environment() -> AbstractContextManager[None]:
-    return datasets.gdal_settings(MAIN_CACHE_BYTES)
-
-
-def _worker_environment(workers: int) -> dict[str, str]:
-    if "GDAL_CACHEMAX" in os.environ:
-        return {}
-    return {"GDAL_CACHEMAX": str(max(16, CACHE_BYTES // workers // 1_000_000))}

@@ -54,22 +54,6 @@ def test_the_thread_limit_is_there_before_numpy_is(monkeypatch: pytest.MonkeyPat
     assert run(threads, [0]) == [1]
 
 
-def test_workers_share_gdals_cache() -> None:
-    from applier.raster.planning import CACHE_BYTES, _worker_environment
-
-    megabytes = [int(_worker_environment(workers)["GDAL_CACHEMAX"]) for workers in (1, 2, 4)]
-    assert [workers * each for workers, each in zip((1, 2, 4), megabytes, strict=True)] == pytest.approx(
-        [CACHE_BYTES / 1e6] * 3, rel=0.01
-    )
-
-
-def test_a_setting_of_gdals_cache_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
-    from applier.raster.planning import _worker_environment
-
-    monkeypatch.setenv("GDAL_CACHEMAX", "99")
-    assert _worker_environment(2) == {}
-
-
 def test_workers_find_modules_where_the_caller_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "only_here.py").write_text("VALUE = 42\n")
     monkeypatch.syspath_prepend(str(tmp_path))
