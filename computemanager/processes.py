@@ -19,6 +19,7 @@ WORKER_VARIABLE = "COMPUTEMANAGER_WORKER"
 """Environment variable in which a worker finds its name."""
 
 _LOOK_S = 0.002
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _POSIX = os.name == "posix"
 _NEW_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # what Windows has for a session
 
@@ -34,6 +35,7 @@ class LocalProcesses:
     def __init__(self, output: OutputPump) -> None:
         self._output = output
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._peak_at_start: dict[str, float] = {}
         self._started = 0
 
     def start(self, count: int, command: Command) -> Sequence[str]:
@@ -52,6 +54,7 @@ class LocalProcesses:
                 creationflags=_NEW_GROUP,
             )
             self._processes[name] = process
+            self._peak_at_start[name] = _peak_bytes_of_main()
             self._output.watch(name, "stdout", process.stdout)  # type: ignore[arg-type]
             self._output.watch(name, "stderr", process.stderr)  # type: ignore[arg-type]
             names.append(name)
@@ -61,11 +64,12 @@ class LocalProcesses:
         """See `Provider.poll`."""
         ended = []
         for name, process in list(self._processes.items()):
-            peak = _reap(process)
+            peak_bytes = _reap(process)
             if process.returncode is None:
                 continue
             del self._processes[name]
             self._end_group(process)
+            peak = _peak_in_words(peak_bytes, self._peak_at_start[name])
             evidence = f"{_how_it_ended(process.returncode)}{peak}"
             tail = self._output.tail(name).strip()
             if tail:
@@ -99,21 +103,36 @@ class LocalProcesses:
                 process.stdin.close()
 
 
-def _reap(process: subprocess.Popen[bytes]) -> str:
-    """Set `returncode` if the process has ended; return its peak memory in words, where the system tells."""
+def _reap(process: subprocess.Popen[bytes]) -> float | None:
+    """Set `returncode` if the process has ended; return its peak memory in bytes, where the system tells."""
     if not hasattr(os, "wait4"):
         process.poll()
-        return ""
+        return None
     try:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
     except ChildProcessError:  # somebody else's wait() was quicker, as in a host that reaps all children
         process.returncode = process.poll() or 0
-        return ""
+        return None
     if pid == 0:
-        return ""
+        return None
     process.returncode = os.waitstatus_to_exitcode(status)
-    peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return f", peak memory {peak_bytes / 1e6:.0f} MB"
+    return usage.ru_maxrss * _MAXRSS_UNIT
+
+
+def _peak_bytes_of_main() -> float:
+    """Peak memory of this process: Linux counts it as a child's too, from before its program was loaded."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
+
+
+def _peak_in_words(peak_bytes: float | None, peak_of_main: float) -> str:
+    if peak_bytes is None:
+        return ""
+    at_most = "at most " if peak_bytes <= peak_of_main else ""
+    return f", peak memory {at_most}{peak_bytes / 1e6:.0f} MB"
 
 
 def _how_it_ended(code: int) -> str:

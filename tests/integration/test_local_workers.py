@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from computemanager import Job, Settings, WorkersLostError, manager_class, processes, subproc, transport
-from computemanager.errors import PayloadError
+from computemanager.errors import PayloadError, PoisonBlockError
 from computemanager.subproc import THREAD_VARIABLES
 
 
@@ -132,6 +133,25 @@ def test_evidence_names_signal_and_code() -> None:
     assert "SIGKILL" in processes._how_it_ended(-9) and "memory ran out" in processes._how_it_ended(-9)
     assert "SIGSEGV (a crash in compiled code)" in processes._how_it_ended(-11)
     assert "signal 250" in processes._how_it_ended(-250)
+
+
+def test_the_peak_of_a_dead_worker_is_not_that_of_main() -> None:
+    assert processes._peak_in_words(900e6, 200e6) == ", peak memory 900 MB"
+    assert processes._peak_in_words(200e6, 200e6) == ", peak memory at most 200 MB"
+    assert processes._peak_in_words(None, 0) == ""
+
+    def take_much_and_die(block: int) -> None:
+        import os
+
+        kept = bytearray(600_000_000)
+        kept[::4096] = bytes([1]) * len(kept[::4096])
+        os._exit(9)
+
+    with pytest.raises(PoisonBlockError) as caught:
+        run(take_much_and_die, [0], num_workers=1)
+    found = re.search(r"peak memory (at most )?(\d+) MB", caught.value.evidence)
+    if hasattr(os, "wait4"):
+        assert found and int(found[2]) >= 600
 
 
 # -- workers that cannot start -------------------------------------------------------------------------
