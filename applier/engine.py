@@ -147,8 +147,7 @@ def run_block(
     if not 0 <= block < len(plan.source):
         raise ControlsError(f"block={block}: the job has blocks 0 to {len(plan.source) - 1}")
     arguments = () if otherArgs is None else (otherArgs,)
-    outputs: BlockAssociations = plan.task.outputs_of(plan.source.tile(block), *arguments)  # type: ignore[attr-defined]
-    return outputs
+    return plan.task.outputs_of(plan.source.block(block), *arguments)
 
 
 def _run(
@@ -248,7 +247,7 @@ def _check_arguments(function: Any, infiles: Any, outfiles: Any, other_args: Any
 
 def _explained(error: BlockError | PoisonBlockError, plan: Plan, name: str) -> Exception:
     """The error with the place of its block and what to do, in the words of the user's own script."""
-    block = plan.source.tile(error.block_index)  # type: ignore[attr-defined]
+    block = plan.source.block(error.block_index)
     where = plan.describe(block)
     alone = (
         f"To run this block alone, in this process, under a debugger:\n"

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-__all__ = ["BlockResult", "BlockSource", "Plan", "Sink"]
+if TYPE_CHECKING:
+    from applier.associations import BlockAssociations
+
+__all__ = ["BlockResult", "BlockSource", "Plan", "ReadBlock", "Sink", "Task"]
 
 
 class BlockSource(Protocol):
@@ -22,6 +25,9 @@ class BlockSource(Protocol):
 
     def __iter__(self) -> Any:
         """The blocks, lazily and always in the same order: places in the input, not its content."""
+
+    def block(self, index: int) -> Any:
+        """The block with this number, from 0."""
 
     def read(self, block: Any) -> Any:
         """The content of a block. Called in main, in threads and in workers; may be repeated."""
@@ -42,6 +48,16 @@ class BlockResult(NamedTuple):
     read_s: float
     function_s: float
     encode_s: float
+
+
+class Task(Protocol):
+    """What a worker does with a block; pickled once a worker."""
+
+    def __call__(self, block: Any, *other_args: Any) -> BlockResult:
+        """Read the block (unless it is a `ReadBlock`), call the user's function, encode what it made."""
+
+    def outputs_of(self, block: Any, *other_args: Any) -> BlockAssociations:
+        """What the user's function makes of a block, not encoded."""
 
 
 class Sink(Protocol):
@@ -70,9 +86,9 @@ class Plan:
     ----------
     source : BlockSource
         The blocks.
-    task : callable
-        ``task(block)`` or ``task(block, otherArgs)``, run in a worker, gives a `BlockResult`. A block that
-        main has read is given as a `ReadBlock`.
+    task : Task
+        Called in a worker as ``task(block)`` or ``task(block, otherArgs)``. A block that main has read is
+        given as a `ReadBlock`.
     sinks : sequence of Sink
         In the order of `BlockResult.encoded`.
     block_bytes : int
@@ -88,7 +104,7 @@ class Plan:
     """
 
     source: BlockSource
-    task: Callable[..., BlockResult]
+    task: Task
     sinks: Sequence[Sink]
     block_bytes: int
     describe: Callable[[Any], str]

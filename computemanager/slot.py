@@ -103,7 +103,6 @@ class Slot:
             frames = self._socket.receive(wait=False)
             starved = frames is None
             if frames is None:
-                # Memory that only a reference cycle keeps is given back now, while there is time.
                 frames = self._socket.receive(wait=True)
                 assert frames is not None
             message = wire.decode(frames)

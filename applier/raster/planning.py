@@ -43,7 +43,7 @@ class _TileSource:
     def __iter__(self) -> Iterator[Tile]:
         return iter(self.tiles)
 
-    def tile(self, index: int) -> Tile:
+    def block(self, index: int) -> Tile:
         """The tile with this number."""
         return self.tiles.tile(index)
 

@@ -64,9 +64,9 @@ class TileTask:
         encoded = [self._encode(spec, tile, outputs) for spec in self.outputs]
         return BlockResult(encoded, read_s, function_s, clock() - started)
 
-    def outputs_of(self, tile: Tile, *other_args: Any) -> BlockAssociations:
+    def outputs_of(self, block: Tile, *other_args: Any) -> BlockAssociations:
         """What the user's function makes of a tile, not encoded."""
-        return self._call(tile, self.source.read(tile), other_args)
+        return self._call(block, self.source.read(block), other_args)
 
     def _call(self, tile: Tile, content: Mapping[str, Any], other_args: tuple[Any, ...]) -> BlockAssociations:
         info = ReaderInfo(self.grid, tile, self.tiles, self.margin, self.input_paths)

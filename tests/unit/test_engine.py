@@ -44,7 +44,7 @@ class Numbers:
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.count))
 
-    def tile(self, index: int) -> int:
+    def block(self, index: int) -> int:
         return index
 
     def read(self, block: int) -> int:
