@@ -16,8 +16,8 @@ from applier.progress import ProgressReporter
 from applier.readahead import read_blocks
 from applier.report import ApplierReturn
 from applier.timers import Timers
-from computemanager.base import ComputeWorkerManager, manager_class
-from computemanager.errors import BlockError, PoisonBlockError
+from computemanager.base import ComputeWorkerManager, known_kinds, manager_class
+from computemanager.errors import BlockError, PoisonBlockError, SettingsError
 from computemanager.model import Job, Outcome, Settings
 from computemanager.signals import terminated_as_exception
 
@@ -85,6 +85,11 @@ def apply(
 
         plan = plan_rasters(userFunction, infiles, outfiles, controls)
         style = controls.run.concurrency
+        if style.computeWorkerKind not in known_kinds():
+            raise SettingsError(
+                f"computeWorkerKind={style.computeWorkerKind} is not available in this version; "
+                f"the kinds that are: {', '.join(known_kinds())}"
+            )
         manager = manager_class(style.computeWorkerKind)(_settings(style, plan))
         name = controls.run.job_name or _name_of(userFunction)
         try:
@@ -238,7 +243,7 @@ def _check_arguments(function: Any, infiles: Any, outfiles: Any, other_args: Any
         signature.bind(*range(arguments))
     except TypeError:
         wanted = "(info, inputs, outputs)" if other_args is None else "(info, inputs, outputs, otherArgs)"
-        why = "without otherArgs" if other_args is None else "with otherArgs"
+        why = "Without otherArgs" if other_args is None else "With otherArgs"
         raise ControlsError(
             f"{_name_of(function)}{signature} does not take {arguments} arguments. {why}, the function is "
             f"called as {_name_of(function)}{wanted}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import traceback
+import types
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -23,9 +24,12 @@ class Failure(NamedTuple):
     @classmethod
     def of(cls, error: BaseException) -> Failure:
         """From an exception that has just been caught."""
-        # The first frame is ours (`call`); the user's story starts below it.
-        inner = error.__traceback__.tb_next if error.__traceback__ else None
-        return cls(error, "".join(traceback.format_exception(type(error), error, inner)))
+        inner = error.__traceback__
+        while inner is not None and _is_ours(inner):
+            inner = inner.tb_next
+        # All of it is ours where we are the ones who complain.
+        shown = error.__traceback__ if inner is None else inner
+        return cls(error, "".join(traceback.format_exception(type(error), error, shown)))
 
     def dumps(self) -> bytes:
         """Pickle it; an exception that would not survive the journey is replaced by its type and text."""
@@ -36,6 +40,11 @@ class Failure(NamedTuple):
             stand_in = RuntimeError(f"{type(self.original).__name__}: {self.original}")
             data = cloudpickle.dumps((stand_in, self.traceback_text), 5)
         return data
+
+
+def _is_ours(frame: types.TracebackType) -> bool:
+    """Whether a frame is of this library: the user's story starts below those."""
+    return str(frame.tb_frame.f_globals.get("__name__")).partition(".")[0] in ("applier", "computemanager")
 
 
 def call(job: Job, block: Any, state: Any) -> Any:

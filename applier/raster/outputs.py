@@ -387,7 +387,9 @@ def _try_options(spec: OutputSpec, count: int, dtype: str) -> str:
             # Other formats may refuse the example for its size or projection, which says nothing of options.
             if spec.is_direct or any(f"{key}={value}" in words for key, value in spec.creation_options):
                 return words
-    telling = [words for words in warned if spec.is_direct or _ABOUT_OPTIONS.search(words)]
+    # GDAL may also warn of what has nothing to do with options, such as data files it does not find.
+    keys = [key for key, _ in spec.creation_options] if spec.is_direct else []
+    telling = [words for words in warned if _ABOUT_OPTIONS.search(words) or any(key in words for key in keys)]
     return "; ".join(dict.fromkeys(telling))
 
 

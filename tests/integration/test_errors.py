@@ -429,8 +429,8 @@ def test_function_with_the_wrong_number_of_arguments(job: Job) -> None:
     def four(info: Any, inputs: Any, outputs: Any, other: Any) -> None: ...
 
     job.fails(ControlsError, "two", "(info, inputs, outputs)", function=two)
-    job.fails(ControlsError, "four", "without otherArgs", "(info, inputs, outputs)", function=four)
-    job.fails(ControlsError, "three", "with otherArgs", "outputs, otherArgs)", function=three, other_args=1)
+    job.fails(ControlsError, "four", "Without otherArgs", "(info, inputs, outputs)", function=four)
+    job.fails(ControlsError, "three", "With otherArgs", "outputs, otherArgs)", function=three, other_args=1)
 
 
 def test_kind_that_is_not_there_yet(job: Job) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from applier import ApplierControls, CancelledError, ConcurrencyStyle, FilenameA
 from applier.engine import WINDOW_BYTES, _settings
 from applier.errors import ControlsError, OutputError
 from applier.ports import BlockResult, Plan, ReadBlock
+from computemanager import Job, manager_class
 from computemanager.errors import BlockError, SettingsError
 
 pytestmark = pytest.mark.filterwarnings("ignore::applier.concurrency.ConcurrencyWarning")
@@ -262,3 +264,16 @@ def test_the_window_bounds_memory(workers: int, block_bytes: int) -> None:
     if settings.window > 2 * settings.num_workers + 2:
         assert settings.window * block_bytes <= WINDOW_BYTES
     assert settings.worker_environment == {"COUNT": str(settings.num_workers)}
+
+
+def test_the_traceback_starts_with_the_users_own_code() -> None:
+    def inner() -> None:
+        raise ValueError("deep")
+
+    def function(block: int) -> None:
+        inner()
+
+    with pytest.raises(BlockError) as caught:
+        list(manager_class("CW_THREADS")().run(Job(function), range(3)))
+    files = re.findall(r'File "([^"]+)"', caught.value.worker_traceback)
+    assert files == [__file__, __file__], "frames of the library tell the user nothing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from rasterio.dtypes import dtype_fwd
 
 from applier.errors import ControlsError, FileOpenError, OutputError
+from applier.raster import outputs
 from applier.raster.encoder import compress, encode
 from applier.raster.grid import PixelGrid
 from applier.raster.outputs import OutputSpec
@@ -281,3 +283,12 @@ def test_threads_encode_the_same_bytes() -> None:
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda tile: encode(spec, tile, blocks[tile.block_index]), plan))
     assert [pickle.dumps(each) for each in together] == [pickle.dumps(each) for each in alone]
+
+
+def test_a_warning_that_has_nothing_to_do_with_options_is_no_refusal(monkeypatch, tmp_path) -> None:
+    @contextlib.contextmanager
+    def warned():
+        yield ["Cannot find gdalvrt.xsd (GDAL_DATA is not defined)"]
+
+    monkeypatch.setattr(outputs, "gdal_warnings", warned)
+    spec_of(tmp_path / "a.tif", creation_options={"TILED": "NO"}).validate()
