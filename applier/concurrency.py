@@ -61,13 +61,15 @@ class ConcurrencyStyle:
         For `CW_PBS` and `CW_SLURM`: one batch job a block, in place of `numComputeWorkers` jobs.
     haveSharedTemp : bool, default True
         Whether workers see the same temporary directory as the main process.
-    readBufferInsertTimeout, readBufferPopTimeout : float, optional
-        Seconds to wait for room in, or a block from, the buffer of blocks read. None, the default
-        here and below, waits for as long as it takes.
-    computeBufferInsertTimeout, computeBufferPopTimeout : float, optional
-        Seconds to wait for room in, or a block from, the buffer of computed blocks.
+    readBufferPopTimeout : float, optional
+        Give up when a read worker has not read a block after so many seconds. None, the default here and
+        below, waits for as long as it takes: a lost worker is noticed without a time limit.
+    computeBufferPopTimeout : float, optional
+        Give up when no block has been computed for so many seconds.
     computeBarrierTimeout : float, optional
-        Seconds to wait for the first worker to start.
+        Give up when no worker is ready after so many seconds. Work starts with the first that is.
+    readBufferInsertTimeout, computeBufferInsertTimeout : float, optional
+        Accepted for RIOS's scripts; nothing here ever waits to put something into a buffer.
 
     Raises
     ------
