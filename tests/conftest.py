@@ -33,6 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     pytest's own directories stay where they always are, to be looked at after a failure.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts what runs in the background so; tests of Ctrl-C, and what they start, need it back.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     usual = tempfile.gettempdir()
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", usual)
     private = tempfile.mkdtemp(prefix="cmtest-")  # short: the path of a local socket has about 100 characters
