@@ -141,7 +141,6 @@ class Farm:
         self._plan_ended = False
         self._failure: Failure | None = None
         self._values: Sequence[Any] = ()
-        self._dropped_messages = 0
 
     def run(self, job: Job, blocks: Iterator[Any]) -> Generator[Outcome, None, None]:
         """See `ComputeWorkerManager.run`. Leaves the clean-up to its caller, also after an exception."""
@@ -204,8 +203,7 @@ class Farm:
             try:
                 message = wire.decode(frames)
             except BadMessage:
-                self._dropped_messages += 1
-                continue
+                continue  # nothing of ours
             self._take_message(worker, message)
         self._looked_at = now = self._clock()
         if now - self._polled_at >= POLL_S:
@@ -224,7 +222,7 @@ class Farm:
         if kind is Kind.HELLO:
             self._take_hello(worker, message)
         elif peer is None:
-            self._dropped_messages += 1  # of a worker that is known to be dead
+            pass  # of a worker that is known to be dead: its blocks are elsewhere by now
         elif kind is Kind.ANSWER:
             self._take_answer(peer, message)
         elif kind is Kind.RETURNED:
@@ -242,8 +240,6 @@ class Farm:
                 f"{self._job.name} cannot be unpickled in worker {worker}: a module it needs may be missing "
                 f"there, or fail when it is imported. The worker's traceback:\n{text}"
             )
-        else:
-            self._dropped_messages += 1
 
     def _take_hello(self, worker: str, message: Message) -> None:
         hello = json.loads(bytes(message.payload))

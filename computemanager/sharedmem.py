@@ -136,12 +136,6 @@ class SlabWriter:
         """The reader no longer looks at this slab."""
         self._free.setdefault(len(self._slabs[slab]), []).append(slab)
 
-    def close(self) -> None:
-        """Forget all slabs. The files go with their directory."""
-        self._slabs.clear()
-        self._free.clear()
-        self._segments.clear()
-
     def _larger_free(self, size: int) -> int | None:
         fitting = min(
             (larger for larger, slabs in self._free.items() if slabs and larger > size), default=None
@@ -200,8 +194,3 @@ class SlabReader:
         while self._returned:
             slabs.append(self._returned.popleft())
         return slabs
-
-    def close(self) -> None:
-        """Forget all slabs. Arrays that are still held stay valid."""
-        self._watched.clear()
-        self._maps.clear()
