@@ -7,6 +7,7 @@ from applier.associations import BlockAssociations, FilenameAssociations, OtherI
 from applier.concurrency import ConcurrencyStyle, ConcurrencyWarning
 from applier.constants import (
     BOUNDS_FROM_REFERENCE,
+    CW_AGENTS,
     CW_AWSBATCH,
     CW_DASK,
     CW_ECS,
@@ -38,6 +39,7 @@ from computemanager.errors import BlockError
 
 __all__ = [
     "BOUNDS_FROM_REFERENCE",
+    "CW_AGENTS",
     "CW_AWSBATCH",
     "CW_DASK",
     "CW_ECS",

@@ -6,7 +6,7 @@ import operator
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from applier.associations import closest_first
@@ -17,6 +17,7 @@ from applier.constants import (
     CW_NONE,
     CW_PBS,
     CW_SLURM,
+    CW_THREADS,
     LOCAL_KINDS,
 )
 from computemanager.errors import SettingsError
@@ -26,6 +27,10 @@ __all__ = ["ConcurrencyStyle", "ConcurrencyWarning"]
 # Kinds whose engine already knows how many workers it has.
 _ENGINE_KINDS = frozenset({CW_DASK, CW_EXECUTOR})
 _BATCH_QUEUE_KINDS = frozenset({CW_PBS, CW_SLURM})
+# Kinds that run the function in the main process, where nothing can end it from outside.
+_IN_PROCESS_KINDS = frozenset({CW_NONE, CW_THREADS})
+# Of failed tries of a block, each counted and bounded by itself.
+_CAUSES = ("Raises", "Kills", "Timeouts", "Losses")
 
 
 class ConcurrencyWarning(UserWarning):
@@ -37,7 +42,8 @@ class ConcurrencyStyle:
     """Where and how many times at once the user's function runs, and who reads.
 
     Outputs are the same bytes whatever the style. By default there is no concurrency. The object
-    cannot be changed once made; parameters and their order are those of RIOS.
+    cannot be changed once made. Parameters up to `computeBarrierTimeout` and their order are those of RIOS;
+    the others have to be given by name.
 
     Parameters
     ----------
@@ -50,7 +56,8 @@ class ConcurrencyStyle:
         it means as many as the engine has.
     computeWorkerKind : str, default `CW_NONE`
         One of `CW_NONE`, `CW_THREADS` (functions that release the GIL), `CW_SUBPROC` (processes on
-        this machine), `CW_ECS`, `CW_AWSBATCH`, `CW_PBS`, `CW_SLURM`, `CW_DASK`, `CW_EXECUTOR`, `CW_SSH`.
+        this machine), `CW_AGENTS` (agents that a command starts), `CW_ECS`, `CW_AWSBATCH`, `CW_PBS`,
+        `CW_SLURM`, `CW_DASK`, `CW_EXECUTOR`, `CW_SSH`.
     computeWorkerExtraParams : dict, optional
         What the kind needs besides; see its manager. Copied, never changed, and its values are not
         shown in the `repr`.
@@ -70,6 +77,28 @@ class ConcurrencyStyle:
         Give up when no worker is ready after so many seconds. Work starts with the first that is.
     readBufferInsertTimeout, computeBufferInsertTimeout : float, optional
         Accepted for RIOS's scripts; nothing here ever waits to put something into a buffer.
+    blockTimeout : float, optional
+        A block that takes longer than so many seconds is ended, with the worker process it is in, and tried
+        again. None, the default, sets no limit. Not for `CW_NONE` and `CW_THREADS`, where nothing can end it.
+    maxBlockRaises : int, default 1
+        How often a block is tried on which the function raises, before the job ends or goes on without it
+        (`ApplierControls.setOnBlockError`). By default it is not tried again.
+    maxBlockKills : int, default 3
+        The same for a block on which the worker process dies.
+    maxBlockTimeouts : int, default 2
+        The same for a block that takes longer than `blockTimeout`.
+    maxBlockLosses : int, default 20
+        The same for a block whose worker's machine is lost.
+    speculation : bool, default True
+        Whether the blocks of a worker that is much slower than the others, or silent, are run a second time
+        elsewhere; the first answer counts. Never done where there are otherArgs, which would count twice.
+    graceTime : float, default 30
+        Seconds for which a remote worker may be silent before its blocks are run elsewhere.
+    minComputeWorkers : int, default 1
+        Workers without which the job does not go on; it gives up after `computeBarrierTimeout`.
+    maxRuntime : float, optional
+        Seconds that a remote worker lives at most, where what starts it sets a limit. It is given no block
+        that it cannot finish by then.
 
     Raises
     ------
@@ -103,6 +132,15 @@ computeWorkerKind=applier.CW_SUBPROC (processes) or applier.CW_THREADS (threads)
     computeBufferInsertTimeout: float | None = None
     computeBufferPopTimeout: float | None = None
     computeBarrierTimeout: float | None = None
+    blockTimeout: float | None = field(default=None, kw_only=True)
+    maxBlockRaises: int = field(default=1, kw_only=True)
+    maxBlockKills: int = field(default=3, kw_only=True)
+    maxBlockTimeouts: int = field(default=2, kw_only=True)
+    maxBlockLosses: int = field(default=20, kw_only=True)
+    speculation: bool = field(default=True, kw_only=True)
+    graceTime: float = field(default=30.0, kw_only=True)
+    minComputeWorkers: int = field(default=1, kw_only=True)
+    maxRuntime: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -121,6 +159,8 @@ computeWorkerKind=applier.CW_SUBPROC (processes) or applier.CW_THREADS (threads)
         """Check each parameter by itself."""
         for name in ("numReadWorkers", "numComputeWorkers"):
             object.__setattr__(self, name, _count(name, getattr(self, name)))
+        for name in (*(f"maxBlock{cause}" for cause in _CAUSES), "minComputeWorkers"):
+            object.__setattr__(self, name, _count(name, getattr(self, name), 1))
         if self.computeWorkerKind not in COMPUTE_WORKER_KINDS:
             known = closest_first(str(self.computeWorkerKind), COMPUTE_WORKER_KINDS)
             raise SettingsError(
@@ -135,13 +175,18 @@ computeWorkerKind=applier.CW_SUBPROC (processes) or applier.CW_THREADS (threads)
                 "give a dict of the kind's parameters, or None"
             )
         object.__setattr__(self, "computeWorkerExtraParams", None if extra is None else dict(extra))
-        for name in ("computeWorkersRead", "singleBlockComputeWorkers", "haveSharedTemp"):
+        for name in ("computeWorkersRead", "singleBlockComputeWorkers", "haveSharedTemp", "speculation"):
             value: Any = getattr(self, name)
             if not isinstance(value, bool) and not (name == "computeWorkersRead" and value is None):
                 raise SettingsError(f"{name}={value!r}: give True or False")
         for item in fields(self):
-            if item.name.endswith("Timeout"):
+            if item.name.endswith("Timeout") or item.name == "maxRuntime":
                 _check_timeout(item.name, getattr(self, item.name))
+        if self.graceTime is None:
+            raise SettingsError(
+                "graceTime=None: give a number of seconds above 0; a lost worker must be noticed some time"
+            )
+        _check_timeout("graceTime", self.graceTime)
 
     def _check_combinations(self) -> None:
         """Check the parameters against each other."""
@@ -175,6 +220,17 @@ computeWorkerKind=applier.CW_SUBPROC (processes) or applier.CW_THREADS (threads)
             raise SettingsError(
                 f"computeWorkerKind={kind} with no workers: add numComputeWorkers, e.g. numComputeWorkers=4"
             )
+        if self.blockTimeout is not None and kind in _IN_PROCESS_KINDS:
+            raise SettingsError(
+                f"blockTimeout={self.blockTimeout!r} with computeWorkerKind={kind}: a block that runs in the "
+                "main process cannot be ended from outside. Use computeWorkerKind=applier.CW_SUBPROC, which "
+                "runs blocks in processes of their own, or leave blockTimeout out"
+            )
+        if self.minComputeWorkers > max(count, 1) and not single and kind not in _ENGINE_KINDS:
+            raise SettingsError(
+                f"minComputeWorkers={self.minComputeWorkers} with numComputeWorkers={count}: the job would "
+                "wait for more workers than it starts; raise numComputeWorkers, or lower minComputeWorkers"
+            )
 
     @property
     def workers_read(self) -> bool:
@@ -201,13 +257,13 @@ computeWorkerKind=applier.CW_SUBPROC (processes) or applier.CW_THREADS (threads)
         return f"ConcurrencyStyle({', '.join(shown)})"
 
 
-def _count(name: str, value: Any) -> int:
+def _count(name: str, value: Any, least: int = 0) -> int:
     try:
         number = operator.index(value)
     except TypeError:
         number = -1
-    if isinstance(value, bool) or number < 0:
-        raise SettingsError(f"{name}={value!r}: give a whole number, 0 or more")
+    if isinstance(value, bool) or number < least:
+        raise SettingsError(f"{name}={value!r}: give a whole number, {least} or more")
     return number
 
 

@@ -7,6 +7,7 @@ from typing import Final
 __all__ = [
     "BOUNDS_FROM_REFERENCE",
     "COMPUTE_WORKER_KINDS",
+    "CW_AGENTS",
     "CW_AWSBATCH",
     "CW_DASK",
     "CW_ECS",
@@ -33,6 +34,8 @@ __all__ = [
 CW_NONE: Final = "CW_NONE"
 CW_THREADS: Final = "CW_THREADS"
 CW_SUBPROC: Final = "CW_SUBPROC"
+# Agents (see `computemanager worker`) started by a command on this machine, which may take them elsewhere.
+CW_AGENTS: Final = "CW_AGENTS"
 CW_ECS: Final = "CW_ECS"
 CW_AWSBATCH: Final = "CW_AWSBATCH"
 CW_PBS: Final = "CW_PBS"
@@ -45,6 +48,7 @@ COMPUTE_WORKER_KINDS: Final[tuple[str, ...]] = (
     CW_NONE,
     CW_THREADS,
     CW_SUBPROC,
+    CW_AGENTS,
     CW_ECS,
     CW_AWSBATCH,
     CW_PBS,

@@ -7,6 +7,8 @@ block comes out. This package knows nothing of rasters or file formats; `applier
 from computemanager.base import ComputeWorkerManager, known_kinds, manager_class
 from computemanager.errors import (
     BlockError,
+    BlockTimeoutError,
+    CheckpointError,
     ComputeManagerError,
     InternalError,
     PayloadError,
@@ -15,10 +17,12 @@ from computemanager.errors import (
     WaitTimeoutError,
     WorkersLostError,
 )
-from computemanager.model import Job, Outcome, RunStatistics, Settings
+from computemanager.model import Job, Outcome, RunStatistics, Settings, Skipped
 
 __all__ = [
     "BlockError",
+    "BlockTimeoutError",
+    "CheckpointError",
     "ComputeManagerError",
     "ComputeWorkerManager",
     "InternalError",
@@ -29,6 +33,7 @@ __all__ = [
     "RunStatistics",
     "Settings",
     "SettingsError",
+    "Skipped",
     "WaitTimeoutError",
     "WorkersLostError",
     "known_kinds",

@@ -1,4 +1,7 @@
-"""Calling the user's function, and what becomes of what it raises. The same in every kind of worker."""
+"""Calling the user's function, what becomes of what it raises, and how what it changed is undone.
+
+The same in every kind of worker.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,15 @@ import types
 from typing import Any, NamedTuple
 
 import cloudpickle
+import numpy as np
 
-from computemanager.errors import BlockError
-from computemanager.model import Job
+from computemanager import payload
+from computemanager.errors import BlockError, PayloadError
+from computemanager.model import Job, Skipped
 
-__all__ = ["Failure", "block_error", "call"]
+__all__ = ["Failure", "Snapshot", "block_error", "call", "skipped_block"]
+
+_REASON_CHARACTERS = 300
 
 
 class Failure(NamedTuple):
@@ -52,11 +59,87 @@ def call(job: Job, block: Any, state: Any) -> Any:
     return job.function(block) if state is None else job.function(block, state)
 
 
-def block_error(job: Job, index: int, block: Any, worker: str, failure: Failure) -> BlockError:
+class Snapshot:
+    """A job's state as it is now, to go back to after a try of a block that failed.
+
+    Parameters
+    ----------
+    state : object
+        Has to be something that pickle or cloudpickle can take.
+
+    Attributes
+    ----------
+    pickled : bytes
+        The state.
+
+    Raises
+    ------
+    PayloadError
+        If it cannot be pickled.
+
+    Examples
+    --------
+    >>> totals = {"sum": 5}
+    >>> before = Snapshot(totals)
+    >>> totals["sum"] = totals["half a block"] = 7
+    >>> before.restore(totals)
+    >>> totals
+    {'sum': 5}
+    """
+
+    def __init__(self, state: Any) -> None:
+        try:
+            self.pickled = payload.dumps_any(state)
+        except PayloadError as error:
+            raise PayloadError(
+                f"the job's state cannot be copied: {error}. Copies are needed to try a block again, to go "
+                f"on without one and to keep a checkpoint. Take out of it what cannot be pickled (open "
+                f"files, locks, connections), or do without these"
+            ) from error
+
+    def copy(self) -> Any:
+        """A new object that equals the state at that time."""
+        return pickle.loads(self.pickled)
+
+    def restore(self, state: Any) -> None:
+        """Make the state itself, of which others hold references, what it was.
+
+        A dict, list, set, bytearray or array gets its items back, and any object with a ``__dict__`` its
+        attributes. Items and attributes become new objects. What has neither, such as an object with
+        nothing but ``__slots__``, stays as it is.
+        """
+        before = self.copy()
+        if before is state:
+            return  # pickled by its name, as a module or class is
+        if isinstance(state, (dict, set)):
+            state.clear()
+            state.update(before)
+        elif isinstance(state, (list, bytearray)):
+            state[:] = before
+        elif isinstance(state, np.ndarray):
+            state[...] = before
+        if hasattr(state, "__dict__"):
+            vars(state).clear()
+            vars(state).update(vars(before))
+
+
+def skipped_block(index: int, block: Any, worker: str, failure: Failure, attempts: int) -> Skipped:
+    """What to say of a block on which the function raised, in a job that goes on without it."""
+    original = failure.original
+    reason = " ".join(f"{type(original).__name__}: {original}".split())
+    if len(reason) > _REASON_CHARACTERS:
+        reason = reason[: _REASON_CHARACTERS - 3] + "..."
+    return Skipped(index, block, reason, failure.traceback_text, attempts, worker)
+
+
+def block_error(
+    job: Job, index: int, block: Any, worker: str, failure: Failure, attempts: int = 1
+) -> BlockError:
     """The error to raise (from ``failure.original``) in the caller."""
     original = failure.original
+    tries = f", tried {attempts} times" if attempts > 1 else ""
     return BlockError(
-        f"{job.name} raised {type(original).__name__} on block {index} (in {worker}): {original}\n"
+        f"{job.name} raised {type(original).__name__} on block {index} (in {worker}{tries}): {original}\n"
         f"The worker's traceback:\n{failure.traceback_text}",
         original=original,
         worker_traceback=failure.traceback_text,

@@ -7,8 +7,10 @@ The axis of the hierarchy is whose turn it is to act::
     ├── PayloadError         the function or an argument cannot travel to a worker
     ├── BlockError           the caller's function raised on a block
     ├── PoisonBlockError     a block killed its worker again and again
+    ├── BlockTimeoutError    a block takes longer than the caller allows
     ├── WorkersLostError     workers would not start, or none is left
     ├── WaitTimeoutError     a time limit that the caller set has passed
+    ├── CheckpointError      a checkpoint that is another job's, or cannot be read
     └── InternalError        a bug of ours
 
 Each also inherits the builtin that a caller would naturally catch. A message says what happened,
@@ -21,6 +23,8 @@ from typing import Any
 
 __all__ = [
     "BlockError",
+    "BlockTimeoutError",
+    "CheckpointError",
     "ComputeManagerError",
     "InternalError",
     "PayloadError",
@@ -100,6 +104,30 @@ class PoisonBlockError(ComputeManagerError, RuntimeError):
         self.block_index = block_index
         self.attempts = attempts
         self.evidence = evidence
+
+
+class BlockTimeoutError(ComputeManagerError, TimeoutError):
+    """One block took longer than the caller's limit, every time it was tried.
+
+    Attributes
+    ----------
+    block_index : int
+        Number of the block in the plan, from 0.
+    attempts : int
+        How often it was tried.
+    limit_s : float
+        The limit, in seconds.
+    """
+
+    def __init__(self, message: str, *, block_index: int, attempts: int, limit_s: float) -> None:
+        super().__init__(message)
+        self.block_index = block_index
+        self.attempts = attempts
+        self.limit_s = limit_s
+
+
+class CheckpointError(ComputeManagerError, ValueError):
+    """A checkpoint directory that holds another job, is in use, or cannot be read or written."""
 
 
 class WorkersLostError(ComputeManagerError, RuntimeError):

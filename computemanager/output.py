@@ -10,9 +10,10 @@ import codecs
 import sys
 import threading
 from collections import deque
+from collections.abc import Sequence
 from typing import IO, Literal
 
-__all__ = ["OutputPump"]
+__all__ = ["OutputPump", "Stream"]
 
 _MAX_KEPT = 8 * 1024 * 1024
 _TAIL_LINES = 30
@@ -43,16 +44,28 @@ class OutputPump:
         self._tails.setdefault(worker, deque(maxlen=_TAIL_LINES))
         thread.start()
 
-    def flush(self) -> None:
-        """Write out what has been read since the last call. Call it from the caller's thread."""
+    def take(self) -> Sequence[tuple[Stream, str]]:
+        """What has been read since the last call, in order: whole lines, each with its stream."""
         if not self._kept:
-            return
+            return ()
         with self._lock:
             kept, self._kept = self._kept, deque()
             dropped, self._dropped = self._dropped, 0
             self._kept_size = 0
         if dropped:
             kept.appendleft(("stderr", f"[{dropped} characters of the workers' output were dropped]\n"))
+        return kept
+
+    def put(self, worker: str, stream: Stream, text: str) -> None:
+        """Add text that came another way than through a pipe of ours."""
+        self._tails.setdefault(worker, deque(maxlen=_TAIL_LINES))
+        self._keep(worker, stream, text)
+
+    def flush(self) -> None:
+        """Write out what has been read since the last call. Call it from the caller's thread."""
+        kept = self.take()
+        if not kept:
+            return
         for stream, text in kept:
             # Looked up each time: a notebook or a test may have put another one there.
             target = sys.stdout if stream == "stdout" else sys.stderr
@@ -67,10 +80,14 @@ class OutputPump:
         self._join(worker)
         return "".join(self._tails.get(worker, ()))
 
-    def close(self) -> None:
-        """Read what is left of workers that have ended, and write it out."""
+    def settle(self) -> None:
+        """Read what is left of workers that have ended."""
         for worker in list(self._threads):
             self._join(worker)
+
+    def close(self) -> None:
+        """Read what is left of workers that have ended, and write it out."""
+        self.settle()
         self.flush()
 
     def _join(self, worker: str) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cloudpickle
+import numpy as np
 
 from computemanager.errors import PayloadError
 from computemanager.model import Job
@@ -37,6 +38,8 @@ OUT_OF_BAND_BYTES = 16 * 1024
 LARGE_JOB_BYTES = 16 * 1024 * 1024
 """A job whose function weighs more gets a warning that names what it drags along."""
 
+_ALIGNMENT = 8
+
 _BESIDE_LOCK = threading.Lock()
 
 
@@ -50,6 +53,11 @@ class Packed(NamedTuple):
     payload: bytes
     places: list[BufferPlace]
     buffers: list[Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return len(self.payload) + sum(length for _, length in self.places)
 
 
 def pack(value: Any, slabs: SlabWriter | None) -> Packed:
@@ -75,7 +83,7 @@ def unpack(
 ) -> Any:
     """The value that `pack` packed. Its arrays are as writable as they were.
 
-    Buffers in slabs become views of them, others are copied out of their message.
+    Buffers in slabs become views of them; others stay in the memory of the message they came in.
     """
     if not places:
         return pickle.loads(payload)
@@ -83,12 +91,20 @@ def unpack(
     found: list[Any] = []
     for slab, length in places:
         if slab == NO_SLAB:
-            found.append(bytearray(next(inline)))
+            found.append(_usable(next(inline)))
         elif slabs is None:
             raise PayloadError("a message refers to shared memory, which is not in use")
         else:
             found.append(slabs.view(slab, length))
     return pickle.loads(payload, buffers=found)
+
+
+def _usable(buffer: Any) -> Any:
+    """A buffer of a message as memory for an array: itself, unless it is read-only or oddly aligned."""
+    view = memoryview(buffer)
+    if view.readonly or np.frombuffer(view, np.uint8).ctypes.data % _ALIGNMENT:
+        return bytearray(view)
+    return buffer
 
 
 def dumps_any(value: Any, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None) -> bytes:
@@ -139,10 +155,10 @@ def _try_dumps(value: Any) -> tuple[bytes, Exception | None]:
         return b"", error
 
 
-def loads_job(data: Any) -> Job:
-    """The job that `dumps_job` pickled."""
+def loads_job(data: Any) -> tuple[Job, bytes]:
+    """The job that `dumps_job` pickled, and its state as it was pickled."""
     function, state, name = pickle.loads(data)
-    return Job(pickle.loads(function), pickle.loads(state), name)
+    return Job(pickle.loads(function), pickle.loads(state), name), state
 
 
 # -- modules beside the script -------------------------------------------------------------------------

@@ -30,10 +30,18 @@ class LocalProcesses:
     Each has a session of its own, so that Ctrl-C at the terminal reaches only the caller and whatever a
     worker started can be ended with it, and a pipe to main as its standard input, by whose end it knows that
     main is gone.
+
+    Parameters
+    ----------
+    output : OutputPump
+        What they print.
+    prefix : str
+        Start of their names.
     """
 
-    def __init__(self, output: OutputPump) -> None:
+    def __init__(self, output: OutputPump, prefix: str) -> None:
         self._output = output
+        self._prefix = prefix
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._peak_at_start: dict[str, float] = {}
         self._started = 0
@@ -42,7 +50,7 @@ class LocalProcesses:
         """See `Provider.start`."""
         names = []
         for _ in range(count):
-            name = f"slot-{self._started}"
+            name = f"{self._prefix}-{self._started}"
             self._started += 1
             process = subprocess.Popen(
                 command.argv,
@@ -76,6 +84,12 @@ class LocalProcesses:
                 evidence += "\nits last lines of output:\n  " + "\n  ".join(tail.splitlines())
             ended.append(WorkerEnd(name, evidence))
         return ended
+
+    def kill(self, workers: Collection[str]) -> None:
+        """End some at once; `poll` will report them."""
+        for name in workers:
+            if name in self._processes:
+                self._processes[name].kill()
 
     def stop(self, ending: Collection[str] = (), grace_s: float = 0.0) -> None:
         """See `Provider.stop`."""

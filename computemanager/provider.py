@@ -46,11 +46,15 @@ class Provider(Protocol):
     def start(self, count: int, command: Command) -> Sequence[str]:
         """Start `count` workers and return their names, which are never used again.
 
-        A worker finds its name in the environment variable ``COMPUTEMANAGER_WORKER``.
+        A worker finds its name in the environment variable ``COMPUTEMANAGER_WORKER``, or knows it from
+        where it runs.
         """
 
     def poll(self) -> Sequence[WorkerEnd]:
         """The workers that have ended since the last call."""
+
+    def kill(self, workers: Collection[str]) -> None:
+        """End these at once: they have been given up. `poll` may report them or not."""
 
     def stop(self, ending: Collection[str] = (), grace_s: float = 0.0) -> None:
         """End all workers and leave nothing.

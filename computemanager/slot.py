@@ -5,6 +5,8 @@
     HELLO ──> main          main ──> JOB          READY ──> main
     main ──> WORK (a lease) ... ANSWER (its next blocks) ──> main ... until STOP
 
+"Main" is whoever holds the slot: the caller's process, or the agent on another machine.
+
 Several blocks come in one lease where they are short, and values are handed in together, but never kept
 longer than `ANSWER_AFTER_S` while the slot goes on. Between blocks the slot notes in a small file which one
 it is on, so that main can tell which block a dead slot was running.
@@ -25,7 +27,9 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,28 +52,50 @@ SHARED_MEMORY_VARIABLE = "COMPUTEMANAGER_SHARED_MEMORY"
 ANSWER_AFTER_S = 0.005
 """Values of finished blocks are not held back longer than this while the slot works on the next."""
 
-_PLACE = struct.Struct("<QI")
+_PLACE = struct.Struct("<QId")
 _BETWEEN_BLOCKS = 0xFFFFFFFF
 
 
 class Place:
-    """The file in which a slot notes which block it is on."""
+    """The file in which a slot notes which block it is on, and since when."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_reader: bool = False) -> None:
+        self._seen: tuple[int, int, float] | None = None
+        if is_reader:
+            with open(path, "r+b") as file:
+                self._map = mmap.mmap(file.fileno(), _PLACE.size)
+            return
         with open(path, "w+b") as file:
-            file.write(_PLACE.pack(0, _BETWEEN_BLOCKS))
+            file.write(_PLACE.pack(0, _BETWEEN_BLOCKS, 0.0))
             file.flush()
             self._map = mmap.mmap(file.fileno(), _PLACE.size)
 
     def note(self, lease: int, position: int = _BETWEEN_BLOCKS) -> None:
         """The slot starts with the block at this position of a lease; or with none."""
-        _PLACE.pack_into(self._map, 0, lease, position)
+        # The clock is the machine's, so the reader's is the same.
+        _PLACE.pack_into(self._map, 0, lease, position, time.monotonic())
+
+    def read(self) -> tuple[int, int] | None:
+        """Lease and position; None between blocks."""
+        lease, position, _ = _PLACE.unpack_from(self._map)
+        return None if position == _BETWEEN_BLOCKS else (lease, position)
+
+    def overdue(self, now: float, limit_s: float) -> bool:
+        """Whether the slot has been on one block for longer than the limit.
+
+        True only at the second look that finds so: the slot may be in the middle of a note at one of them.
+        """
+        noted: tuple[int, int, float] = _PLACE.unpack_from(self._map)
+        is_late = noted[1] != _BETWEEN_BLOCKS and now - noted[2] > limit_s
+        was_late = self._seen == noted
+        self._seen = noted if is_late else None
+        return is_late and was_late
 
 
 def read_place(path: Path) -> tuple[int, int] | None:
     """Lease and position that a slot, which may be dead, noted last; None if it was between blocks."""
     try:
-        lease, position = _PLACE.unpack(path.read_bytes())
+        lease, position, _ = _PLACE.unpack(path.read_bytes())
     except (OSError, struct.error):
         return None
     return None if position == _BETWEEN_BLOCKS else (lease, position)
@@ -94,31 +120,50 @@ class Slot:
         self._reader = SlabReader(directory, "main-out") if shared else None
         self._job: Job | None = None
         self._state_sent: bytes | None = None
+        self._pending: deque[Message] = deque()  # leases not begun
+        self._stopping = False
 
     def run(self) -> None:
         """Serve until main says stop."""
         hello = {"protocol": wire.PROTOCOL, "pid": os.getpid(), "python": platform.python_version()}
         self._socket.send(wire.encode(Message(Kind.HELLO, payload=json.dumps(hello).encode())))
         while True:
-            frames = self._socket.receive(wait=False)
-            starved = frames is None
-            if frames is None:
-                frames = self._socket.receive(wait=True)
-                assert frames is not None
+            starved = not self._listen()
+            if starved:
+                starved = self._listen(wait=True) and bool(self._pending)
+            if self._stopping:
+                break
+            if self._pending:
+                self._work(self._pending.popleft(), starved)
+        self._socket.close()
+
+    def _listen(self, *, wait: bool = False) -> bool:
+        """Take in what main has said; whether there is something to do."""
+        while (frames := self._socket.receive(wait=wait)) is not None:
+            wait = False
             message = wire.decode(frames)
             if message.kind is Kind.WORK:
-                self._work(message, starved)
+                self._pending.append(message)
             elif message.kind is Kind.RETURNED:
                 self._take_back(message)
+            elif message.kind is Kind.RECALL:
+                self._give_back(message.lease)
             elif message.kind is Kind.JOB:
                 self._take_job(message)
             elif message.kind is Kind.STOP:
-                break
-        self._socket.close()
+                self._stopping = True
+        return bool(self._pending) or self._stopping
+
+    def _give_back(self, lease: int) -> None:
+        for message in self._pending:
+            if message.lease == lease:
+                self._pending.remove(message)
+                self._send(Message(Kind.GAVE_BACK, lease))
+                return
 
     def _take_job(self, message: Message) -> None:
         try:
-            self._job = payload.loads_job(message.payload)
+            self._job, self._state_sent = payload.loads_job(message.payload)
         except BaseException:
             self._socket.send(wire.encode(Message(Kind.REFUSED, payload=traceback.format_exc().encode())))
             return
@@ -149,14 +194,21 @@ class Slot:
                 values.append(call(job, block, job.state))
             except BaseException as error:
                 self._place.note(lease)
-                self._answer(lease, values, clock() - started, overhead_s, starved)
-                self._fail(lease, Failure.of(error))
+                failure = Failure.of(error)
+                if job.state is None:
+                    self._answer(lease, values, clock() - started, overhead_s, starved)
+                else:
+                    # The state may hold half of what the block was to count: back to what main knows, and
+                    # what has been done since then is done again.
+                    self._roll_back()
+                self._fail(lease, position, failure)
                 return
             del block
             now = clock()
             if now - started > ANSWER_AFTER_S or position == total - 1:
                 self._place.note(lease)
                 if not self._answer(lease, values, now - started, overhead_s, starved):
+                    self._hand_in_what_can_be(lease, done, values)
                     return
                 done += len(values)
                 values = []
@@ -176,9 +228,10 @@ class Slot:
         content: Any = values if state is None else (values, pickle.PickleBuffer(state))
         try:
             packed = payload.pack(content, self._writer)
-        except PayloadError as error:
-            self._hand_in_what_can_be(lease, values, error)
+        except PayloadError:
             return False
+        if state is not None:
+            self._state_sent = state
         overhead_s += time.perf_counter() - started if state is not None else 0.0
         self._send(
             Message(
@@ -196,21 +249,29 @@ class Slot:
         )
         return True
 
-    def _hand_in_what_can_be(self, lease: int, values: list[Any], error: PayloadError) -> None:
+    def _hand_in_what_can_be(self, lease: int, done: int, values: list[Any]) -> None:
         """One of the values cannot be pickled: hand in those before it, and fail on that one."""
-        for value in values:
+        assert self._job is not None
+        for position, value in enumerate(values, done):
             try:
                 payload.pack(value, None)
-            except PayloadError:
-                break
-            self._answer(lease, [value], 0.0, 0.0, False)
-        self._fail(
-            lease, Failure.of(PayloadError(f"what the function returned cannot be sent back: {error}"))
-        )
+            except PayloadError as error:
+                refusal = PayloadError(f"what the function returned cannot be sent back: {error}")
+                if self._job.state is not None:
+                    self._roll_back()
+                self._fail(lease, position, Failure.of(refusal))
+                return
+            if self._job.state is None:  # a state goes with all values since the last answer, or with none
+                self._answer(lease, [value], 0.0, 0.0, False)
 
-    def _fail(self, lease: int, failure: Failure) -> None:
+    def _fail(self, lease: int, position: int, failure: Failure) -> None:
         _flush_output()
-        self._send(Message(Kind.FAILED, lease, payload=failure.dumps()))
+        self._send(Message(Kind.FAILED, lease, position, payload=failure.dumps()))
+
+    def _roll_back(self) -> None:
+        """Take the state back to what main knows."""
+        assert self._job is not None and self._state_sent is not None
+        self._job = replace(self._job, state=pickle.loads(self._state_sent))
 
     def _changed_state(self) -> bytes | None:
         """The worker's copy of the state, pickled, if it is not as main knows it."""
@@ -218,10 +279,7 @@ class Slot:
         if self._job.state is None:
             return None
         pickled = payload.dumps_any(self._job.state)
-        if pickled == self._state_sent:
-            return None
-        self._state_sent = pickled
-        return pickled
+        return None if pickled == self._state_sent else pickled
 
     def _return_slabs(self) -> None:
         """Tell main which of its slabs nobody here looks at any more (what is kept, stays)."""

@@ -2,14 +2,38 @@
 
 Used by every manager, so that order and back-pressure are the same whatever runs the blocks. It counts
 blocks from the moment they are pulled, keeps outcomes that came too early, and hands them out in order.
+Beyond so many bytes it puts their values away with a spill (`computemanager.spill.Spill` is one on disk), so
+that one slow block does not idle the rest. It does no input or output itself.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple, Protocol
+
 from computemanager.errors import InternalError
 from computemanager.model import Outcome
 
-__all__ = ["Window"]
+__all__ = ["SpillFull", "SpillSpace", "Window"]
+
+
+class SpillFull(Exception):
+    """A spill has no place for a value: it stays in memory. Never reaches the caller of a run."""
+
+
+class SpillSpace(Protocol):
+    """Where values wait that have no room in memory."""
+
+    def put(self, value: Any) -> Any:
+        """Keep a value; return a token for it. Raises `SpillFull` if it cannot be kept."""
+
+    def get(self, token: Any) -> Any:
+        """Give back the value of a token, and forget it."""
+
+
+class _Waiting(NamedTuple):
+    outcome: Outcome  # without its value where there is a token
+    nbytes: int  # counted in waiting_bytes
+    token: Any = None
 
 
 class Window:
@@ -21,6 +45,19 @@ class Window:
         Most blocks that may be pulled and not taken.
     ordered : bool
         Hand out in the order of the plan (default), or in order of arrival.
+    memory_bytes : int, optional
+        Most bytes of outcomes that wait for an earlier one in memory. Default: no limit.
+    spill : SpillSpace, optional
+        Where the values beyond `memory_bytes` go, to come back when it is their turn. Without one, or while
+        it is full, they stay in memory and nothing more is pulled until they are below `memory_bytes`
+        again: slower, but nothing is lost.
+
+    Attributes
+    ----------
+    waiting_bytes : int
+        Bytes of the outcomes that wait in memory.
+    spilled_bytes : int
+        Bytes of all the outcomes that have been spilled so far.
 
     Examples
     --------
@@ -35,16 +72,36 @@ class Window:
     ('a', 'b', 2)
     """
 
-    def __init__(self, capacity: int, *, ordered: bool = True) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        ordered: bool = True,
+        memory_bytes: int | None = None,
+        spill: SpillSpace | None = None,
+    ) -> None:
         self.capacity = capacity
         self.ordered = ordered
+        self.memory_bytes = memory_bytes
+        self.waiting_bytes = 0
+        self.spilled_bytes = 0
+        self._spill = spill
         self._pulled = 0
         self._taken = 0
-        self._waiting: dict[int, Outcome] = {}
+        self._latest_bytes = 0
+        self._waiting: dict[int, _Waiting] = {}
 
     @property
     def room(self) -> int:
-        """How many more blocks may be pulled now."""
+        """How many more blocks may be pulled now.
+
+        None while more bytes wait in memory than may. None either while the caller has an outcome to take and
+        memory would not hold another: then it is the caller who is slow, and disk would not make it quicker.
+        """
+        if self.memory_bytes is not None:
+            another = self._latest_bytes if self._is_next_there() else 0
+            if self.waiting_bytes + another > self.memory_bytes:
+                return 0
         return self.capacity - (self._pulled - self._taken)
 
     @property
@@ -59,22 +116,51 @@ class Window:
         self._pulled += 1
         return self._pulled - 1
 
-    def put(self, outcome: Outcome) -> None:
-        """Add the outcome of a pulled block."""
+    def put(self, outcome: Outcome, nbytes: int = 0) -> None:
+        """Add the outcome of a pulled block.
+
+        Parameters
+        ----------
+        outcome : Outcome
+        nbytes : int
+            About how much memory its value takes.
+        """
         index = outcome.block_index
         if index in self._waiting or index >= self._pulled or (self.ordered and index < self._taken):
             raise InternalError(f"a second or unasked outcome for block {index}")
-        self._waiting[index] = outcome
+        if index == self._taken if self.ordered else not self._waiting:
+            self._waiting[index] = _Waiting(outcome, 0)  # it is on its way to the caller
+            return
+        self._latest_bytes = nbytes
+        if self._must_spill(nbytes):
+            assert self._spill is not None
+            try:
+                token = self._spill.put(outcome.value)
+            except SpillFull:
+                pass  # more than memory_bytes now, so there is no room for more
+            else:
+                self._waiting[index] = _Waiting(outcome._replace(value=None), 0, token)
+                self.spilled_bytes += nbytes
+                return
+        self._waiting[index] = _Waiting(outcome, nbytes)
+        self.waiting_bytes += nbytes
 
     def take(self) -> Outcome | None:
         """Remove and return the outcome whose turn it is, or None while it is not there."""
-        waiting = self._waiting
-        if self.ordered:
-            outcome = waiting.pop(self._taken, None)
-        elif waiting:
-            outcome = waiting.pop(next(iter(waiting)))
-        else:
-            outcome = None
-        if outcome is not None:
-            self._taken += 1
-        return outcome
+        if not self._is_next_there():
+            return None
+        waiting = self._waiting.pop(self._taken if self.ordered else next(iter(self._waiting)))
+        self._taken += 1
+        self.waiting_bytes -= waiting.nbytes
+        if waiting.token is None:
+            return waiting.outcome
+        assert self._spill is not None
+        return waiting.outcome._replace(value=self._spill.get(waiting.token))
+
+    def _is_next_there(self) -> bool:
+        return self._taken in self._waiting if self.ordered else bool(self._waiting)
+
+    def _must_spill(self, nbytes: int) -> bool:
+        if self._spill is None or self.memory_bytes is None or not nbytes:
+            return False
+        return self.waiting_bytes + nbytes > self.memory_bytes

@@ -4,7 +4,8 @@ A message is a list of frames. The first is a fixed head that says what the mess
 belongs to and where its large buffers are. Payload frames follow: a pickle (protocol 5) and, for buffers
 that do not travel through shared memory, one frame each::
 
-    head  = kind u8 | flags u8 | buffers u16 | number u32 | lease u64 | seconds f64 | overhead f64 | table
+    head  = kind u8 | flags u8 | buffers u16 | number u32 | slot u32 | lease u64 | seconds f64
+            | overhead f64 | table
     table = one entry a buffer: slab u64 (0: the buffer is the next frame) | length u64
     frames = [head, pickle, buffer, buffer, ...]
 
@@ -21,13 +22,13 @@ from typing import Any, NamedTuple
 
 __all__ = ["NO_SLAB", "PROTOCOL", "BadMessage", "BufferPlace", "Kind", "Message", "decode", "encode"]
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised when a frame changes its meaning; both ends must have the same."""
 
 NO_SLAB = 0
 """Slab number of a buffer that travels as a frame of its own."""
 
-_HEAD = struct.Struct("<BBHIQdd")
+_HEAD = struct.Struct("<BBHIIQdd")
 _PLACE = struct.Struct("<QQ")
 
 
@@ -53,13 +54,32 @@ class Kind(IntEnum):
     """Worker to main: the next `number` values of a lease."""
 
     FAILED = 7
-    """Worker to main: the user's function raised on the next block of a lease."""
+    """Worker to main: the user's function raised on the block of a lease whose place in it is `number`. What
+    was done before it and not answered is not handed in, and what comes after it is not begun."""
 
     STOP = 8
-    """Main to worker: no more blocks will come; end."""
+    """Main to worker: no more blocks will come; end. `number` 1: at once, whatever you are doing."""
 
     RETURNED = 9
-    """Either way: these slabs of yours are free again. Payload: their numbers."""
+    """Either way, on one host: these slabs of yours are free again. Payload: their numbers."""
+
+    RECALL = 10
+    """Main to worker: give back a lease, if you have not begun it."""
+
+    GAVE_BACK = 11
+    """Worker to main: I shall not do what I have not answered of this lease."""
+
+    LOST = 12
+    """Agent to main: a slot has ended by itself. Payload: JSON, how."""
+
+    OUTPUT = 13
+    """Agent to main: text that a slot printed; `number` 1: to stdout, 2: to stderr."""
+
+    DRAINING = 14
+    """Agent to main: I have been asked to end, and take no more blocks. Payload: why, as text."""
+
+    GOODBYE = 15
+    """Agent to main: the last message. Payload: why, as text."""
 
 
 FLAG_STARVED = 1
@@ -88,6 +108,8 @@ class Message(NamedTuple):
         The lease it is about, or 0.
     number : int
         Blocks (or slabs) it is about.
+    slot : int
+        Which of an agent's slots it is from or for; 0 where there are no agents.
     payload : bytes-like
         A pickle, or JSON for `Kind.HELLO`.
     places : sequence of BufferPlace
@@ -110,6 +132,7 @@ class Message(NamedTuple):
     overhead_s: float = 0.0
     starved: bool = False
     has_state: bool = False
+    slot: int = 0
 
 
 def encode(message: Message) -> list[Any]:
@@ -127,6 +150,7 @@ def encode(message: Message) -> list[Any]:
         flags,
         len(message.places),
         message.number,
+        message.slot,
         message.lease,
         message.seconds,
         message.overhead_s,
@@ -149,7 +173,7 @@ def decode(frames: Sequence[Any]) -> Message:
     head = bytes(frames[0])
     if len(head) < _HEAD.size:
         raise BadMessage(f"a head of {len(head)} bytes; at least {_HEAD.size} are needed")
-    code, flags, places_count, number, lease, seconds, overhead_s = _HEAD.unpack_from(head)
+    code, flags, places_count, number, slot, lease, seconds, overhead_s = _HEAD.unpack_from(head)
     if len(head) != _HEAD.size + places_count * _PLACE.size:
         raise BadMessage(f"a head of {len(head)} bytes for {places_count} buffers")
     try:
@@ -182,4 +206,5 @@ def decode(frames: Sequence[Any]) -> Message:
         overhead_s,
         bool(flags & FLAG_STARVED),
         bool(flags & FLAG_STATE),
+        slot,
     )

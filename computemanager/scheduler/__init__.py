@@ -1,19 +1,44 @@
-"""The scheduler, without any input or output: `machine` decides, `policy` judges."""
+"""The scheduler, without any input or output.
 
-from computemanager.scheduler.actions import Accept, Action, Cause, Dispatch, GiveUp, StartWorkers
+::
+
+    machine     events in, actions out
+    dispatch    who gets what waits
+    rescue      what idle workers do for others: copies, recalls
+    policy      judgement: pure functions of figures
+    books       all that is known, made of:
+                backlog (what waits, what is finished), leases (what is lent), roster (hosts, workers),
+                stragglers (who has been busy for long), trouble (what went wrong), pace (times)
+"""
+
+from computemanager.scheduler.actions import (
+    Accept,
+    Action,
+    Cause,
+    Dispatch,
+    GiveUp,
+    Recall,
+    Skip,
+    StartHosts,
+)
 from computemanager.scheduler.events import (
     Answered,
     Event,
-    Failed,
+    GaveBack,
+    HostBack,
+    HostDraining,
+    HostEnded,
+    HostSilent,
+    HostStarted,
     PlanEnded,
     Planned,
-    StartFailed,
+    Raised,
     Tick,
     WorkerJoined,
     WorkerLost,
-    WorkerStarted,
 )
-from computemanager.scheduler.machine import Scheduler, SchedulerLimits
+from computemanager.scheduler.limits import SchedulerLimits
+from computemanager.scheduler.machine import Scheduler
 
 __all__ = [
     "Accept",
@@ -22,16 +47,22 @@ __all__ = [
     "Cause",
     "Dispatch",
     "Event",
-    "Failed",
+    "GaveBack",
     "GiveUp",
+    "HostBack",
+    "HostDraining",
+    "HostEnded",
+    "HostSilent",
+    "HostStarted",
     "PlanEnded",
     "Planned",
+    "Raised",
+    "Recall",
     "Scheduler",
     "SchedulerLimits",
-    "StartFailed",
-    "StartWorkers",
+    "Skip",
+    "StartHosts",
     "Tick",
     "WorkerJoined",
     "WorkerLost",
-    "WorkerStarted",
 ]

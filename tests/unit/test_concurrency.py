@@ -25,8 +25,9 @@ def four_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(concurrency, "_processors", lambda: 4)
 
 
-def test_parameters_are_those_of_rios_in_its_order() -> None:
-    assert list(inspect.signature(ConcurrencyStyle).parameters) == [
+def test_parameters_are_those_of_rios_in_its_order_then_ours_by_name() -> None:
+    parameters = inspect.signature(ConcurrencyStyle).parameters.values()
+    assert [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD] == [
         "numReadWorkers",
         "numComputeWorkers",
         "computeWorkerKind",
@@ -40,6 +41,17 @@ def test_parameters_are_those_of_rios_in_its_order() -> None:
         "computeBufferPopTimeout",
         "computeBarrierTimeout",
     ]
+    assert {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY} == {
+        "blockTimeout": None,
+        "maxBlockRaises": 1,
+        "maxBlockKills": 3,
+        "maxBlockTimeouts": 2,
+        "maxBlockLosses": 20,
+        "speculation": True,
+        "graceTime": 30.0,
+        "minComputeWorkers": 1,
+        "maxRuntime": None,
+    }
 
 
 def test_the_default_is_no_concurrency() -> None:
@@ -59,6 +71,12 @@ SENSIBLE: list[dict[str, Any]] = [
     {"computeWorkerKind": "CW_DASK"},
     {"computeWorkerKind": "CW_EXECUTOR", "computeWorkerExtraParams": {"executor": object()}},
     {"readBufferPopTimeout": 10, "computeBarrierTimeout": 0.5, "computeBufferPopTimeout": None},
+    {"numComputeWorkers": 4, "computeWorkerKind": CW_SUBPROC, "blockTimeout": 60, "maxBlockTimeouts": 5},
+    {"numComputeWorkers": 4, "computeWorkerKind": "CW_AGENTS", "minComputeWorkers": 4, "speculation": False},
+    {"numComputeWorkers": 9, "computeWorkerKind": "CW_SLURM", "maxRuntime": 3600.0, "graceTime": 5},
+    {"computeWorkerKind": "CW_SLURM", "singleBlockComputeWorkers": True, "minComputeWorkers": 3},
+    {"computeWorkerKind": "CW_DASK", "minComputeWorkers": 3, "blockTimeout": 1.5},
+    {"maxBlockRaises": 2},
 ]
 
 
@@ -104,6 +122,29 @@ SENSELESS = [
     ({"readBufferPopTimeout": "10"}, "readBufferPopTimeout='10'"),
     ({"computeBufferInsertTimeout": float("nan")}, "computeBufferInsertTimeout=nan"),
     ({"computeBufferPopTimeout": True}, "computeBufferPopTimeout=True"),
+    ({"blockTimeout": 5}, "blockTimeout=5 with computeWorkerKind=CW_NONE: .*applier.CW_SUBPROC"),
+    (
+        {"blockTimeout": 5, "numComputeWorkers": 2, "computeWorkerKind": CW_THREADS},
+        "with computeWorkerKind=CW_THREADS: a block .* cannot be ended from outside.*applier.CW_SUBPROC",
+    ),
+    (
+        {"blockTimeout": 0, "numComputeWorkers": 2, "computeWorkerKind": CW_SUBPROC},
+        "blockTimeout=0: give a number of seconds above 0",
+    ),
+    ({"maxBlockRaises": 0}, "maxBlockRaises=0: give a whole number, 1 or more"),
+    ({"maxBlockKills": 1.5}, "maxBlockKills=1.5: give a whole number, 1 or more"),
+    ({"maxBlockTimeouts": True}, "maxBlockTimeouts=True: give a whole number"),
+    ({"maxBlockLosses": None}, "maxBlockLosses=None: give a whole number"),
+    ({"minComputeWorkers": 0}, "minComputeWorkers=0: give a whole number, 1 or more"),
+    (
+        {"minComputeWorkers": 5, "numComputeWorkers": 4, "computeWorkerKind": "CW_AGENTS"},
+        "minComputeWorkers=5 with numComputeWorkers=4: .*lower minComputeWorkers",
+    ),
+    ({"minComputeWorkers": 2}, "minComputeWorkers=2 with numComputeWorkers=0"),
+    ({"speculation": 1}, "speculation=1: give True or False"),
+    ({"graceTime": None}, "graceTime=None: give a number of seconds"),
+    ({"graceTime": -1}, "graceTime=-1: give a number of seconds above 0"),
+    ({"maxRuntime": 0}, "maxRuntime=0: give a number of seconds above 0"),
 ]
 
 
@@ -164,8 +205,20 @@ def test_a_style_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_copies_and_pickles_are_equal(clone: Any) -> None:
-    style = ConcurrencyStyle(1, 2, "CW_ECS", {"a": [1]}, computeBarrierTimeout=5)
+    style = ConcurrencyStyle(1, 2, "CW_ECS", {"a": [1]}, computeBarrierTimeout=5, maxBlockRaises=2)
     assert clone(style) == style
+
+
+def test_only_what_differs_from_the_default_is_shown() -> None:
+    style = ConcurrencyStyle(0, 3, "CW_AGENTS", blockTimeout=9.5, minComputeWorkers=2, graceTime=30.0)
+    assert repr(style) == (
+        "ConcurrencyStyle(numComputeWorkers=3, computeWorkerKind='CW_AGENTS', blockTimeout=9.5, "
+        "minComputeWorkers=2)"
+    )
+
+
+def test_agents_are_not_counted_against_processors() -> None:
+    ConcurrencyStyle(numComputeWorkers=100, computeWorkerKind="CW_AGENTS")
 
 
 def test_this_machine_has_processors() -> None:
