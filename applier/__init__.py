@@ -33,7 +33,7 @@ from applier.errors import (
     OutputError,
 )
 from applier.info import ReaderInfo
-from applier.report import ApplierReturn
+from applier.report import ApplierReturn, BlocksSkippedWarning
 from applier.timers import Timers
 from computemanager.errors import BlockError
 
@@ -57,6 +57,7 @@ __all__ = [
     "ApplierReturn",
     "BlockAssociations",
     "BlockError",
+    "BlocksSkippedWarning",
     "CancelledError",
     "ConcurrencyStyle",
     "ConcurrencyWarning",

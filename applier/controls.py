@@ -30,6 +30,8 @@ _OPTIONS: dict[str, tuple[str, str]] = {
     "progress": ("run", "progress"),
     "jobName": ("run", "job_name"),
     "tempdir": ("run", "tempdir"),
+    "checkpoint": ("run", "checkpoint"),
+    "onBlockError": ("run", "on_block_error"),
 }
 _GROUPS_BY_IMAGE = ("read", "output")
 
@@ -191,6 +193,45 @@ class ApplierControls:
     def setTempdir(self, tempdir: str | os.PathLike[str] | None) -> None:
         """Set the directory of temporary files (default: chosen to fit)."""
         self.setOptionForImagename("tempdir", None, tempdir)
+
+    def setOnBlockError(self, onBlockError: str) -> None:
+        """Set what becomes of the job when a block cannot be computed.
+
+        That is when the function raises on it, when it ends its worker process, or when it takes longer than
+        ``blockTimeout``; each as often as `ConcurrencyStyle` says.
+
+        Parameters
+        ----------
+        onBlockError : {'raise', 'skip'}
+            'raise' (default) ends the job with an error that names the block; no output is written. 'skip'
+            goes on without the block: its pixels become the output's nodata value (0 where there is none),
+            `otherArgs` are as if it had never been tried, and ``skippedBlocks`` of what `applier.apply`
+            returns says why; there is a `BlocksSkippedWarning` at the end. If no block at all can be
+            computed the job ends with the error of the first.
+
+        Notes
+        -----
+        With 'skip', workers in the main process (`CW_NONE`, `CW_THREADS`) copy `otherArgs` before every
+        block, which takes time where they are large.
+        """
+        self.setOptionForImagename("onBlockError", None, onBlockError)
+
+    def setCheckpoint(self, directory: str | os.PathLike[str] | None) -> None:
+        """Set a directory in which results are kept until the job is done (default: None, nothing is kept).
+
+        If the job does not come to its end (killed, an exception, no power), the same call resumes it: only
+        blocks that were not kept are computed. What the function collects in ``otherArgs`` stays exact. A
+        changed input, function or option that matters for the result is noticed and refused; the number and
+        kind of workers may be another. When the outputs are complete, the directory is removed.
+
+        Parameters
+        ----------
+        directory : str or os.PathLike or None
+            A directory of this job's own, which is made if only its parent is there. It needs room for all
+            results, compressed as in the outputs, and a copy of ``otherArgs`` for each time that a worker
+            changed its own. Others may not be able to write to it.
+        """
+        self.setOptionForImagename("checkpoint", None, directory)
 
     # -- reading the options ----------------------------------------------------------------------
 

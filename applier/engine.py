@@ -5,29 +5,32 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from applier.associations import BlockAssociations, FilenameAssociations
+from applier.checkpoint import open_checkpoint
 from applier.controls import ApplierControls
 from applier.errors import ApplierError, CancelledError, ControlsError
 from applier.ports import BlockResult, Plan
 from applier.progress import ProgressReporter
 from applier.readahead import read_blocks
-from applier.report import ApplierReturn
+from applier.report import MAX_TRACEBACKS, ApplierReturn, SkippedBlock, skipped_warning
 from applier.timers import Timers
 from computemanager.base import ComputeWorkerManager, known_kinds, manager_class
-from computemanager.errors import BlockError, PoisonBlockError, SettingsError
+from computemanager.errors import BlockError, BlockTimeoutError, PoisonBlockError, SettingsError
 from computemanager.model import Job, Outcome, Settings
 from computemanager.signals import terminated_as_exception
 
 if TYPE_CHECKING:
-    from applier.concurrency import ConcurrencyStyle
+    from applier.options import RunOptions
+    from computemanager.journal import Journal
 
 __all__ = ["apply", "run_block"]
 
 WINDOW_BYTES = 192 * 1024 * 1024
-"""About how much memory the blocks between plan and output may take."""
+"""About how much memory results may take that wait for an earlier block; what is beyond waits on disk."""
 
 UserFunction = Callable[..., None]
 
@@ -65,11 +68,19 @@ def apply(
     ------
     BlockError
         If the function raised; the original exception is its ``__cause__``, and the message has the line that
-        runs that block alone.
+        runs that block alone. Where blocks are skipped (`ApplierControls.setOnBlockError`): if that would be
+        all of them.
+    PoisonBlockError, BlockTimeoutError
+        If a block ended its worker process, or took longer than the ``blockTimeout`` of the style.
     ApplierError
         If the files, the controls or what the function made cannot be used; see `applier.errors`.
     computemanager.errors.ComputeManagerError
         If workers cannot be started or the function cannot be sent to them.
+
+    Warns
+    -----
+    BlocksSkippedWarning
+        If blocks were skipped.
 
     Notes
     -----
@@ -80,7 +91,7 @@ def apply(
     _check_arguments(userFunction, infiles, outfiles, otherArgs, controls)
     timings = Timers()
     started = time.perf_counter()
-    with terminated_as_exception():
+    with terminated_as_exception(), contextlib.ExitStack() as stack:
         from applier.raster.planning import plan_rasters
 
         plan = plan_rasters(userFunction, infiles, outfiles, controls)
@@ -90,32 +101,46 @@ def apply(
                 f"computeWorkerKind={style.computeWorkerKind} is not available in this version; "
                 f"the kinds that are: {', '.join(known_kinds())}"
             )
-        manager = manager_class(style.computeWorkerKind)(_settings(style, plan))
+        manager = manager_class(style.computeWorkerKind)(_settings(controls.run, plan))
         name = controls.run.job_name or _name_of(userFunction)
+        journal = stack.enter_context(
+            open_checkpoint(plan, userFunction, infiles, outfiles, otherArgs, controls)
+        )
         try:
             with plan.environment():
-                _run(plan, Job(plan.task, otherArgs, name), manager, controls, timings)
+                skipped = _run(plan, Job(plan.task, otherArgs, name), manager, controls, timings, journal)
+            states = manager.states()
+        except (BlockError, PoisonBlockError, BlockTimeoutError) as error:
+            raise _explained(error, plan, name) from error.__cause__
+        else:
+            if skipped and len(skipped) == len(plan.source):
+                raise _none_computed(skipped[0], plan, name)
             with timings.interval("closing"):
                 for sink in plan.sinks:
                     sink.finish()
                 for sink in plan.sinks:
                     sink.commit()
-        except (BlockError, PoisonBlockError) as error:
-            raise _explained(error, plan, name) from error.__cause__
         finally:
             for sink in plan.sinks:
                 sink.abort()
+        if journal is not None:
+            journal.discard()
     timings.add("walltime", time.perf_counter() - started)
     statistics = manager.statistics
+    kept = 0 if journal is None else len(journal.kept)
     timings.add("startup", statistics.first_outcome_s)
+    if skipped:
+        warnings.warn(skipped_warning(skipped, len(plan.source)), stacklevel=2)
     return ApplierReturn(
         timings=timings,
-        otherArgsList=manager.states(),
+        otherArgsList=states,
         workinggrid=plan.working_grid,
         workers=statistics.workers if style.numComputeWorkers else 0,
-        blocks=statistics.blocks,
+        blocks=statistics.blocks + kept,
         retries=statistics.retries,
+        blocksKept=kept,
         outputs=[sink.path for sink in plan.sinks],
+        skippedBlocks=skipped,
     )
 
 
@@ -156,33 +181,58 @@ def run_block(
 
 
 def _run(
-    plan: Plan, job: Job, manager: ComputeWorkerManager, controls: ApplierControls, timings: Timers
-) -> None:
-    """Run the plan's blocks and write what comes back."""
+    plan: Plan,
+    job: Job,
+    manager: ComputeWorkerManager,
+    controls: ApplierControls,
+    timings: Timers,
+    journal: Journal | None,
+) -> list[SkippedBlock]:
+    """Run the plan's blocks and write what comes back; the blocks that were skipped."""
     style = controls.run.concurrency
+    skipped: list[SkippedBlock] = []
+    kept: Collection[int] = () if journal is None else journal.kept
     in_caller = style.computeWorkerKind == "CW_NONE" and style.numReadWorkers == 0
     blocks: Any = plan.source
     with contextlib.ExitStack() as stack:
         if not (style.workers_read or in_caller):
             blocks = stack.enter_context(
-                contextlib.closing(read_blocks(plan.source, style.numReadWorkers, style.readBufferPopTimeout))
+                contextlib.closing(
+                    read_blocks(plan.source, style.numReadWorkers, style.readBufferPopTimeout, kept)
+                )
             )
         reporter = stack.enter_context(ProgressReporter(controls.run.progress))
         reporter.start(len(plan.source), controls.run.job_name or "")
-        run = stack.enter_context(contextlib.closing(manager.run(job, blocks)))
+        if kept:
+            reporter.advance(len(kept))
+        run = stack.enter_context(contextlib.closing(manager.run(job, blocks, journal=journal)))
         for outcome in _timed(run, timings) if style.numComputeWorkers else run:
-            _write(plan, outcome.value, timings)
+            is_kept = outcome.block_index in kept
+            if outcome.skipped is None:
+                _write(plan, outcome.value, timings, is_kept)
+            else:
+                # The plan's own: the outcome's may carry what main has read of it.
+                block = plan.source.block(outcome.block_index)
+                has_traceback = len(skipped) < MAX_TRACEBACKS
+                skipped.append(
+                    SkippedBlock.of(outcome.skipped, plan.describe(block), has_traceback=has_traceback)
+                )
+                for sink in plan.sinks:
+                    sink.skip(block)
             del outcome  # its arrays may be in shared memory that is wanted again
-            reporter.advance()
+            reporter.advance(0 if is_kept else 1)
             if reporter.cancelled:
                 raise CancelledError("cancelled by the user; no output was written")
+    return skipped
 
 
-def _write(plan: Plan, result: BlockResult, timings: Timers) -> None:
-    timings.add("reading", result.read_s)
-    timings.add("userfunction", result.function_s)
+def _write(plan: Plan, result: BlockResult, timings: Timers, is_kept: bool) -> None:
+    if not is_kept:  # that took its time in another run
+        timings.add("reading", result.read_s)
+        timings.add("userfunction", result.function_s)
     if plan.sinks:
-        timings.add("encoding", result.encode_s)
+        if not is_kept:
+            timings.add("encoding", result.encode_s)
         started = time.perf_counter()
         for sink, encoded in zip(plan.sinks, result.encoded, strict=True):
             sink.write(encoded)
@@ -201,15 +251,26 @@ def _timed(run: Iterator[Outcome], timings: Timers) -> Iterator[Outcome]:
         del outcome
 
 
-def _settings(style: ConcurrencyStyle, plan: Plan) -> Settings:
+def _settings(options: RunOptions, plan: Plan) -> Settings:
+    style = options.concurrency
     workers = max(1, style.numComputeWorkers)
-    window = max(2 * workers + 2, min(1024, WINDOW_BYTES // max(1, plan.block_bytes)))
     return Settings(
         num_workers=workers,
-        window_blocks=window,
+        window_bytes=WINDOW_BYTES,
+        spill_directory=options.tempdir,
         worker_environment=plan.worker_environment(workers),
         start_timeout_s=style.computeBarrierTimeout,
         outcome_timeout_s=style.computeBufferPopTimeout,
+        block_timeout_s=style.blockTimeout,
+        max_raises_per_block=style.maxBlockRaises,
+        max_kills_per_block=style.maxBlockKills,
+        max_timeouts_per_block=style.maxBlockTimeouts,
+        max_losses_per_block=style.maxBlockLosses,
+        on_error=options.on_block_error,
+        speculate=style.speculation,
+        grace_s=style.graceTime,
+        min_workers=style.minComputeWorkers,
+        max_runtime_s=style.maxRuntime,
     )
 
 
@@ -250,14 +311,11 @@ def _check_arguments(function: Any, infiles: Any, outfiles: Any, other_args: Any
         ) from None
 
 
-def _explained(error: BlockError | PoisonBlockError, plan: Plan, name: str) -> Exception:
+def _explained(error: BlockError | PoisonBlockError | BlockTimeoutError, plan: Plan, name: str) -> Exception:
     """The error with the place of its block and what to do, in the words of the user's own script."""
     block = plan.source.block(error.block_index)
     where = plan.describe(block)
-    alone = (
-        f"To run this block alone, in this process, under a debugger:\n"
-        f"    applier.run_block({name}, infiles, outfiles, otherArgs, controls, block={error.block_index})"
-    )
+    alone = _how_to_run_alone(name, error.block_index)
     if isinstance(error, PoisonBlockError):
         return PoisonBlockError(
             f"{name} ended its worker process {error.attempts} times on {where}. The last time "
@@ -266,6 +324,16 @@ def _explained(error: BlockError | PoisonBlockError, plan: Plan, name: str) -> E
             block_index=error.block_index,
             attempts=error.attempts,
             evidence=error.evidence,
+        )
+    if isinstance(error, BlockTimeoutError):
+        times = f", {error.attempts} times" if error.attempts > 1 else ""
+        return BlockTimeoutError(
+            f"{name} took longer than {error.limit_s} s (blockTimeout){times}, on {where}. Set a longer "
+            f"limit, or none, if blocks may take that long; make blocks smaller (controls.setWindowSize); or "
+            f"go on without such blocks (controls.setOnBlockError('skip')).\n{alone}",
+            block_index=error.block_index,
+            attempts=error.attempts,
+            limit_s=error.limit_s,
         )
     original = error.original
     if isinstance(original, ApplierError):
@@ -279,4 +347,26 @@ def _explained(error: BlockError | PoisonBlockError, plan: Plan, name: str) -> E
         block_index=error.block_index,
         block=block,
         worker=error.worker,
+    )
+
+
+def _none_computed(first: SkippedBlock, plan: Plan, name: str) -> BlockError:
+    """What ends a job that was to go on without blocks that cannot be computed, and had no other."""
+    traceback = f"\n\nThe worker's traceback:\n{first.traceback}" if first.traceback else "\n"
+    return BlockError(
+        f"{name}: none of the {len(plan.source)} blocks could be computed, so no output was written "
+        f"(setOnBlockError('skip') goes on only where there is something to go on with). The first, in "
+        f"{first.worker}, was {first}{traceback}\n{_how_to_run_alone(name, first.block)}",
+        original=RuntimeError(first.reason),
+        worker_traceback=first.traceback,
+        block_index=first.block,
+        block=plan.source.block(first.block),
+        worker=first.worker,
+    )
+
+
+def _how_to_run_alone(name: str, block: int) -> str:
+    return (
+        f"To run this block alone, in this process, under a debugger:\n"
+        f"    applier.run_block({name}, infiles, outfiles, otherArgs, controls, block={block})"
     )

@@ -278,6 +278,10 @@ class RunOptions:
         Name of the job, shown beside its progress and used in the names of what it starts.
     tempdir : str or os.PathLike, optional
         Directory of temporary files; None lets each part choose a fitting place.
+    checkpoint : str or os.PathLike, optional
+        Directory in which results are kept until the job is done; None keeps none.
+    on_block_error : {'raise', 'skip'}
+        Whether the job ends with the first block that cannot be computed (default), or goes on without it.
 
     Raises
     ------
@@ -289,6 +293,8 @@ class RunOptions:
     progress: Progress | None = None
     job_name: str | None = None
     tempdir: str | None = None
+    on_block_error: str = "raise"
+    checkpoint: str | None = None
 
     def __post_init__(self) -> None:
         concurrency: Any = self.concurrency
@@ -308,3 +314,9 @@ class RunOptions:
                 f"setJobName({self.job_name!r}): give a text, e.g. controls.setJobName('ndvi-2026')"
             )
         object.__setattr__(self, "tempdir", _path(self.tempdir, "setTempdir"))
+        object.__setattr__(self, "checkpoint", _path(self.checkpoint, "setCheckpoint"))
+        if self.on_block_error not in ("raise", "skip"):
+            raise ControlsError(
+                f"setOnBlockError({self.on_block_error!r}): give 'raise', and the job ends with the first "
+                "block that cannot be computed, or 'skip', and it goes on without such blocks"
+            )

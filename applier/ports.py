@@ -68,6 +68,12 @@ class Sink(Protocol):
     def write(self, encoded: Any) -> None:
         """Add the next block; called in block order."""
 
+    def skip(self, block: Any) -> None:
+        """Go on without the next block, of which nothing is known but its place; in block order too.
+
+        What is written there is what says 'nothing known' in the kind of output at hand.
+        """
+
     def finish(self) -> None:
         """Complete the output, still under a temporary name."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Container, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
@@ -16,9 +16,9 @@ __all__ = ["read_blocks"]
 
 
 def read_blocks(
-    source: BlockSource, read_workers: int, timeout_s: float | None = None
-) -> Generator[ReadBlock, None, None]:
-    """Yield every block with its content, in order.
+    source: BlockSource, read_workers: int, timeout_s: float | None = None, kept: Container[int] = ()
+) -> Generator[Any, None, None]:
+    """Yield every block with its content as a `ReadBlock`, in order.
 
     Parameters
     ----------
@@ -29,6 +29,8 @@ def read_blocks(
         is asked for.
     timeout_s : float, optional
         Give up when a block has not been read after so many seconds. Needs a thread.
+    kept : container of int
+        Numbers of blocks that nobody will compute: they are yielded as they are, without their content.
 
     Raises
     ------
@@ -36,14 +38,14 @@ def read_blocks(
         After `timeout_s`.
     """
     if read_workers == 0:
-        for block in source:
-            yield _read(source, block)
+        for number, block in enumerate(source):
+            yield block if number in kept else _read(source, block)
         return
     pool = ThreadPoolExecutor(read_workers, thread_name_prefix="applier-read")
-    ahead: deque[Future[ReadBlock]] = deque()
+    ahead: deque[Future[Any]] = deque()
     try:
-        for block in source:
-            ahead.append(pool.submit(_read, source, block))
+        for number, block in enumerate(source):
+            ahead.append(_done(block) if number in kept else pool.submit(_read, source, block))
             if len(ahead) > 2 * read_workers:
                 yield _result(ahead.popleft(), timeout_s)
         while ahead:
@@ -58,7 +60,13 @@ def _read(source: BlockSource, block: Any) -> ReadBlock:
     return ReadBlock(block, content, time.perf_counter() - started)
 
 
-def _result(future: Future[ReadBlock], timeout_s: float | None) -> ReadBlock:
+def _done(block: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(block)
+    return future
+
+
+def _result(future: Future[Any], timeout_s: float | None) -> Any:
     try:
         return future.result(timeout_s)
     except FutureTimeoutError:

@@ -26,8 +26,6 @@ from enum import Enum
 from types import FrameType
 from typing import Any
 
-import numpy as np
-
 from computemanager import hello, wire
 from computemanager.hello import Hello
 from computemanager.hub import SlotEnd, SlotHub
@@ -162,7 +160,7 @@ class Agent:
         self._hub = undo.enter_context(contextlib.closing(SlotHub({})))
         self._socket = AgentSocket(self._join_details, b"a" + token.to_bytes(8, "big"), settings.grace_s)
         undo.callback(self._socket.close)
-        self._session = Session(token, allocate=_memory)
+        self._session = Session(token, allocate=self._hub.allocate)
         self._slots: dict[str, _Slot] = {}
         self._by_number: dict[int, str] = {}
         self._failed_starts = 0
@@ -262,14 +260,17 @@ class Agent:
         kind = message.kind
         if kind is Kind.JOB:
             self._hub.set_job(bytes(message.payload))
+            self._let_go(message)
         elif kind is Kind.STOP:
             self._stop = message.number
         else:
             name = self._by_number.get(message.slot)
             if name is None:
-                return  # that slot has ended, and main has been told
+                self._let_go(message)  # that slot has ended, and main has been told
+                return
             slot = self._slots[name]
             if kind is Kind.WORK and self._draining_until is not None:
+                self._let_go(message)
                 self._say(Message(Kind.GAVE_BACK, message.lease, slot=slot.number))
             elif kind is Kind.WORK:
                 slot.held.append(message)
@@ -308,11 +309,17 @@ class Agent:
             slot.passed_on[work.lease] = work.number
             places, inline = self._hub.place_buffers(work.buffers)
             self._hub.send(name, work._replace(places=places, buffers=inline))
+            self._hub.release([work.payload])
+
+    def _let_go(self, message: Message) -> None:
+        """Free the memory of a message that goes to no slot."""
+        self._hub.release([message.payload, *message.buffers])
 
     def _recall(self, name: str, slot: _Slot, lease: int) -> None:
         for held in slot.held:
             if held.lease == lease:
                 slot.held.remove(held)
+                self._let_go(held)
                 self._say(Message(Kind.GAVE_BACK, lease, slot=slot.number))
                 return
         if lease in slot.passed_on:
@@ -344,6 +351,8 @@ class Agent:
     def _slot_ended(self, ended: SlotEnd) -> None:
         slot = self._slots.pop(ended.slot)
         del self._by_number[slot.number]
+        for held in slot.held:
+            self._let_go(held)
         if slot.joined:
             lease, position = ended.place or (0, None)
             told = {"evidence": ended.evidence, "position": position, "timed_out": ended.timed_out}
@@ -370,6 +379,7 @@ class Agent:
             self._say(Message(Kind.DRAINING, payload=b"it was asked to end (SIGTERM)"))
             for name, slot in self._slots.items():
                 for held in slot.held:
+                    self._let_go(held)
                     self._say(Message(Kind.GAVE_BACK, held.lease, slot=slot.number))
                 slot.held.clear()
                 for lease in list(slot.passed_on)[1:]:
@@ -415,7 +425,3 @@ def _complain(text: str) -> None:
     """Say on stderr why this agent ends: its log is where the user will look."""
     sys.stderr.write(f"computemanager worker: {text}\n")
     sys.stderr.flush()
-
-
-def _memory(nbytes: int) -> Any:
-    return np.empty(nbytes, np.uint8).data

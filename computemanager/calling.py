@@ -92,9 +92,9 @@ class Snapshot:
             self.pickled = payload.dumps_any(state)
         except PayloadError as error:
             raise PayloadError(
-                f"the job's state cannot be copied: {error}. Copies are needed to try a block again, to go "
-                f"on without one and to keep a checkpoint. Take out of it what cannot be pickled (open "
-                f"files, locks, connections), or do without these"
+                f"the job's state cannot be copied: {error}. Each thread needs a copy, and trying a block "
+                f"again, going on without one and keeping a checkpoint do. Take out of it what cannot be "
+                f"pickled (open files, locks, connections), or use CW_NONE without any of these"
             ) from error
 
     def copy(self) -> Any:

@@ -8,12 +8,14 @@ What is the user's own (``__main__``, modules beside the script, lambdas and nes
 content: bytecode without line numbers and file names. What is installed is taken by name and version.
 
 Functions and classes that are found under their names refer to each other in circles. So each is digested
-once, with nothing but the names of others in it, and the digest of the whole is made of all that were reached.
+once, with nothing but the names of others in it, and the digest of the whole is made of all that were
+reached.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import dis
 import enum
 import functools
@@ -134,8 +136,8 @@ class _Fingerprint:
         if len(trail) > 8:
             trail[4:-3] = ["..."]
         return CheckpointError(
-            f"a checkpoint must see whether a job is still the same, but {' -> '.join(trail)} {problem}. Make "
-            f"it inside the function, or run without a checkpoint"
+            f"a checkpoint must see whether a job is still the same, but {' -> '.join(trail)} {problem}. "
+            f"Make it inside the function, or run without a checkpoint"
         )
 
     def _part(self, words: str, thing: Any, value: Any) -> bytes:
@@ -239,7 +241,8 @@ class _Fingerprint:
             if isinstance(function, types.FunctionType):
                 return self._values("decorated", (type(value), function))
         try:
-            reduced = value.__reduce_ex__(4)
+            registered = copyreg.dispatch_table.get(type(value))
+            reduced: Any = value.__reduce_ex__(4) if registered is None else registered(value)
         except Exception as error:
             raise self._error(
                 f"(a {type(value).__name__}) cannot be compared with that of an earlier run: {error}"
@@ -273,7 +276,7 @@ class _Fingerprint:
         ]
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             try:
-                content = (cell.cell_contents,)
+                content: tuple[Any, ...] = (cell.cell_contents,)
             except ValueError:  # a variable that has no value yet
                 content = ()
             parts.append(self._part("captured variable", name, content))
@@ -378,7 +381,7 @@ def _is_found_by_name(value: Any) -> bool:
 
 
 def _version_of(module: str) -> bytes:
-    """What tells whether a module has changed: its version if it is installed, else the content of its file."""
+    """What tells whether a module has changed: its version if it is installed, else what is in its file."""
     top = module.partition(".")[0]
     if not top or top in sys.stdlib_module_names:
         return b""  # Python's version tells

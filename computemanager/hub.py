@@ -17,6 +17,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from computemanager import wire
 from computemanager.errors import WorkersLostError
 from computemanager.output import OutputPump
@@ -113,6 +115,7 @@ class SlotHub:
         self._places: dict[str, Place] = {}
         self._overdue: dict[str, tuple[int, int]] = {}
         self._looked_at = 0.0
+        self._allocated: dict[int, tuple[int, Any]] = {}  # by the buffer's id, which lives as long as this
         self._undo = contextlib.ExitStack()
         # Undone in reverse, each step also if another was interrupted by a signal.
         with contextlib.ExitStack() as undo:
@@ -190,12 +193,35 @@ class SlotHub:
         reader = self._readers[slot]
         return [next(inline) if slab == NO_SLAB else reader.view(slab, n) for slab, n in message.places]
 
+    def allocate(self, nbytes: int) -> Any:
+        """Memory for a buffer that will go to a slot: a slab where there is one."""
+        taken = None
+        if self.writer is not None and nbytes >= MIN_BUFFER_BYTES:
+            taken = self.writer.take(nbytes)
+        if taken is None:
+            return np.empty(nbytes, np.uint8).data
+        slab, memory = taken
+        buffer = memory.data
+        self._allocated[id(buffer)] = slab, buffer
+        return buffer
+
+    def release(self, buffers: Iterable[Any]) -> None:
+        """These buffers will not go to a slot; where they came from `allocate`, their memory is free again."""
+        for buffer in buffers:
+            slab, _ = self._allocated.pop(id(buffer), (NO_SLAB, None))
+            if slab != NO_SLAB and self.writer is not None:
+                self.writer.free(slab)
+
     def place_buffers(self, buffers: Iterable[Any]) -> tuple[list[BufferPlace], list[Any]]:
-        """Copy buffers into slabs; the places of all, and those buffers that found no slab."""
+        """Put buffers into slabs where they are not in one; the places of all, and those that found none."""
         places: list[BufferPlace] = []
         inline: list[Any] = []
         for buffer in buffers:
             view = memoryview(buffer)
+            allocated, _ = self._allocated.pop(id(buffer), (NO_SLAB, None))
+            if allocated != NO_SLAB:
+                places.append(BufferPlace(allocated, view.nbytes))
+                continue
             is_large = view.nbytes >= MIN_BUFFER_BYTES
             slab = self.writer.put(view) if self.writer is not None and is_large else None
             places.append(BufferPlace(slab or NO_SLAB, view.nbytes))

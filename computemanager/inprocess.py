@@ -214,9 +214,7 @@ class ThreadsManager(_InProcessManager):
             try:
                 before = Snapshot(job.state)
             except PayloadError as error:
-                raise PayloadError(
-                    f"{job.name}: each thread works on a copy of its own, and {error}"
-                ) from error
+                raise PayloadError(f"{job.name}: {error}") from error
         return [
             _Desk(
                 job,

@@ -269,9 +269,9 @@ class Journal:
     def discard(self) -> None:
         """Close the journal and remove it: the job is done. The directory goes too if it is empty then.
 
-        Raises
-        ------
-        CheckpointError
+        Warns
+        -----
+        CheckpointWarning
             If a file cannot be removed.
         """
         try:
@@ -285,9 +285,11 @@ class Journal:
             with contextlib.suppress(OSError):  # something else is in it
                 self.directory.rmdir()
         except OSError as error:
-            raise CheckpointError(
-                f"the job is done, but its checkpoint cannot be removed: {error}. Delete {self.directory}"
-            ) from error
+            warnings.warn(
+                f"the job is done, but its checkpoint cannot be removed: {error}. Delete {self.directory}",
+                CheckpointWarning,
+                stacklevel=2,
+            )
         finally:
             self.close()
 

@@ -120,17 +120,19 @@ class SlabWriter:
 
     def put(self, buffer: memoryview) -> int | None:
         """Copy a contiguous buffer into a slab; its number (not 0), or None where there is no room."""
-        size = _size_class(buffer.nbytes)
-        free = self._free.get(size)
-        if free:
-            slab = free.pop()
-        else:
-            found = self._make(size) or self._larger_free(size)
-            if found is None:
-                return None
-            slab = found
-        np.copyto(self._slabs[slab][: buffer.nbytes], np.frombuffer(buffer, np.uint8))
+        taken = self.take(buffer.nbytes)
+        if taken is None:
+            return None
+        slab, memory = taken
+        np.copyto(memory, np.frombuffer(buffer, np.uint8))
         return slab
+
+    def take(self, nbytes: int) -> tuple[int, npt.NDArray[np.uint8]] | None:
+        """A slab to be filled by the caller: its number and memory; None where there is no room."""
+        size = _size_class(nbytes)
+        free = self._free.get(size)
+        slab = free.pop() if free else self._make(size) or self._larger_free(size)
+        return None if slab is None else (slab, self._slabs[slab][:nbytes])
 
     def free(self, slab: int) -> None:
         """The reader no longer looks at this slab."""

@@ -29,7 +29,7 @@ ADDRESS_VARIABLE = "COMPUTEMANAGER_ADDRESS"
 SERVER_KEY_VARIABLE = "COMPUTEMANAGER_SERVER_KEY"
 CLIENT_KEY_VARIABLE = "COMPUTEMANAGER_CLIENT_KEY"
 
-MAX_FRAME_BYTES = 16 * 1024 * 1024
+MAX_FRAME_BYTES = 32 * 1024 * 1024
 """Larger frames end their connection before memory is given to them; `computemanager.session` cuts what is
 larger into pieces far below this."""
 

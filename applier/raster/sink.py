@@ -24,7 +24,7 @@ import rasterio.shutil
 from applier.errors import FileOpenError, OutputError
 from applier.raster import tiff
 from applier.raster.datasets import IDENTITY, quiet
-from applier.raster.encoder import Chunks, EncodedTile, compress
+from applier.raster.encoder import Chunks, EncodedTile, compress, encode
 from applier.raster.outputs import OutputSpec, check_final_format, check_nodata, explained
 from applier.raster.tiles import Tile, TilePlan
 from computemanager.rundir import hold_lock, is_abandoned
@@ -61,7 +61,7 @@ class RasterSink:
 
     Notes
     -----
-    Call `write` for each block, `finish`, then `commit`; `abort` at any time, also after an error.
+    Call `write` or `skip` for each block, `finish`, then `commit`; `abort` at any time, also after an error.
     """
 
     def __init__(self, spec: OutputSpec, temp_directory: str | os.PathLike[str] | None = None) -> None:
@@ -70,6 +70,7 @@ class RasterSink:
         self._temp_directory = temp_directory
         self._plan = TilePlan(spec.grid.height, spec.grid.width, *spec.window)
         self._written = 0
+        self._skipped_first = 0  # so many blocks were skipped before the first that was not, and wait for it
         self._first: EncodedTile | None = None
         self._partial = ""
         self._working = ""
@@ -94,13 +95,48 @@ class RasterSink:
         """
         if self._first is None:
             self._start(encoded)
-        assert self._first is not None and self._tiff is not None
+            for index in range(self._skipped_first):
+                self._add(self._nodata_tile(self._plan.tile(index)))
+        assert self._first is not None
         if (encoded.count, encoded.dtype) != (self._first.count, self._first.dtype):
             raise OutputError(
                 f"{self.spec.label}: {_place(encoded.tile)} gave {_kind(encoded)}, but "
                 f"{_place(self._first.tile)} gave {_kind(self._first)}. Make both the same for every block, "
                 "e.g. with array.astype."
             )
+        self._add(encoded)
+
+    def skip(self, block: Tile) -> None:
+        """Write a block of nothing but nodata, or 0 where the output has no nodata value.
+
+        Type and number of bands are those of the first block that is not skipped; until that comes, nothing
+        is written.
+
+        Parameters
+        ----------
+        block : Tile
+
+        Raises
+        ------
+        FileOpenError
+            If the file cannot be written.
+        """
+        if self._first is None:
+            self._skipped_first += 1
+        else:
+            self._add(self._nodata_tile(block))
+
+    def _nodata_tile(self, tile: Tile) -> EncodedTile:
+        """What the user's function would have to return to say that it knows nothing here."""
+        assert self._first is not None
+        nodata = 0 if self.spec.nodata is None else self.spec.nodata
+        with np.errstate(over="ignore"):  # as for any array of the user's that is filled with it
+            pixels = np.full((self._first.count, tile.height, tile.width), nodata, self._first.dtype)
+        return encode(self.spec, tile, pixels, margin=0)
+
+    def _add(self, encoded: EncodedTile) -> None:
+        """Place the next block in the file."""
+        assert self._tiff is not None
         with self._disk_errors():
             if encoded.chunks is not None:
                 chunk_height, chunk_width = self._tiff.chunk_shape

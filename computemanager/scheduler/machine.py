@@ -207,12 +207,9 @@ class Scheduler:
             )
         self._learn(lease.worker, event)
         self._accept(lease, number, now, actions)
-        lease.worker.progress_at = now
-        if lease.outstanding:
-            books.refile(lease.worker, progressed=True)
-        else:
+        if not lease.outstanding:
             books.close(lease)
-            books.refile(lease.worker, progressed=True)
+        self._has_progressed(lease.worker, now)
 
     def _accept(self, lease: Lease, number: int, now: float, actions: list[Action]) -> None:
         books, stretch = self._books, lease.stretch
@@ -267,8 +264,12 @@ class Scheduler:
                 books.blame(lease, position, Cause.USER_EXCEPTION, (event.worker, ""), now, actions)
         returned = books.close(lease)
         books.retries += returned if isinstance(event, Raised) else 0
-        lease.worker.progress_at = now
-        books.refile(lease.worker, progressed=True)
+        self._has_progressed(lease.worker, now)
+
+    def _has_progressed(self, worker: Worker, now: float) -> None:
+        worker.progress_at = now
+        self._books.roster.stir(worker)
+        self._books.refile(worker, progressed=True)
 
     # -- hosts and workers -----------------------------------------------------------------------------
 

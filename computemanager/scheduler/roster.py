@@ -225,7 +225,7 @@ class Roster:
     # -- rest ------------------------------------------------------------------------------------------
 
     def rest(self, worker: Worker, until: float | None) -> None:
-        """Leave an idle worker without work: until then, or until it is looked at again."""
+        """Leave a worker without more work: until then, or until it is looked at again."""
         worker.resting = True
         if worker.rest_until is None and until is not None:
             worker.rest_until = until
@@ -233,6 +233,12 @@ class Roster:
             heapq.heappush(self._alarms, (until, self._last_alarm, worker))
         self._resting[worker] = None
         self.file(worker)
+
+    def stir(self, worker: Worker) -> None:
+        """Let a worker that rests be looked at again, since something has happened to it."""
+        if worker.resting:
+            worker.resting = False
+            del self._resting[worker]
 
     def look_at_one_resting(self) -> None:
         """Give the worker that was not looked at for the longest a chance to be chosen."""
@@ -275,8 +281,8 @@ class Roster:
         for worker in self.workers.values():
             if worker.place != worker.proper_place():
                 yield f"{worker.name} stands in queue {worker.place}, not {worker.proper_place()}"
-            if worker.resting != (worker in self._resting) or (worker.resting and worker.leases):
-                yield f"{worker.name} rests and is not known to rest, or works"
+            if worker.resting != (worker in self._resting):
+                yield f"{worker.name} rests and is not known to rest, or the other way round"
             if worker.host.workers.get(worker.name) is not worker:
                 yield f"{worker.name} is not a worker of its host"
         standing = {worker for queue in self._queues for worker in queue} | set(self._resting)

@@ -491,7 +491,9 @@ class Network:
         for namespace in self._namespaces:
             for device in json.loads(run("ip", "-n", namespace, "-json", "link", "show")):
                 name = device["ifname"]
-                if name != "lo" and "UP" not in device["flags"]:
+                if name == "lo":
+                    continue
+                if "UP" not in device["flags"]:
                     found.append(f"{namespace}: {name} is down")
                 if device.get("master", "br0") != "br0":
                     found.append(f"{namespace}: {name} is on {device['master']}")

@@ -18,7 +18,7 @@ from applier import ApplierControls, CancelledError, ConcurrencyStyle, FilenameA
 from applier.engine import WINDOW_BYTES, _settings
 from applier.errors import ControlsError, OutputError
 from applier.ports import BlockResult, Plan, ReadBlock
-from computemanager import Job, manager_class
+from computemanager import Job, Settings, manager_class
 from computemanager.errors import BlockError, SettingsError
 
 pytestmark = pytest.mark.filterwarnings("ignore::applier.concurrency.ConcurrencyWarning")
@@ -64,6 +64,10 @@ class ListSink:
     def write(self, encoded: Any) -> None:
         self._note("write")
         self.written.append(encoded)
+
+    def skip(self, block: Any) -> None:
+        self._note("skip")
+        self.written.append(("nothing known of", block))
 
     def finish(self) -> None:
         self._note("finish")
@@ -244,26 +248,75 @@ def test_a_kind_that_is_not_there_leaves_no_sink(kind: str, case: Case) -> None:
     assert not case.sinks[0].written
 
 
-@given(workers=st.integers(0, 500), block_bytes=st.integers(0, 10**12))
-def test_the_window_bounds_memory(workers: int, block_bytes: int) -> None:
-    kind = "CW_SUBPROC" if workers else "CW_NONE"
-    style = ConcurrencyStyle(numComputeWorkers=workers, computeWorkerKind=kind)
+def settings_for(**style: Any) -> Settings:
+    controls = ApplierControls()
+    controls.setConcurrencyStyle(ConcurrencyStyle(**style))
+    controls.setTempdir("some/where")
+    controls.setOnBlockError("skip")
     plan = Plan(
         source=Numbers(1),
         task=lambda block: BlockResult([], 0, 0, 0),
         sinks=[],
-        block_bytes=block_bytes,
+        block_bytes=10**12,
         describe=str,
         environment=contextlib.nullcontext,
         worker_environment=lambda count: {"COUNT": str(count)},
     )
-    settings = _settings(style, plan)
+    return _settings(controls.run, plan)
+
+
+@given(workers=st.integers(0, 500))
+def test_memory_is_bounded_in_bytes_whatever_the_number_of_workers(workers: int) -> None:
+    kind = "CW_SUBPROC" if workers else "CW_NONE"
+    settings = settings_for(numComputeWorkers=workers, computeWorkerKind=kind)
     assert settings.num_workers == max(1, workers)
+    assert settings.window_bytes == WINDOW_BYTES
     assert settings.window > 2 * workers, "every worker has a block, and one that waits"
-    assert settings.window <= max(1024, 2 * settings.num_workers + 2)
-    if settings.window > 2 * settings.num_workers + 2:
-        assert settings.window * block_bytes <= WINDOW_BYTES
     assert settings.worker_environment == {"COUNT": str(settings.num_workers)}
+
+
+def test_every_option_of_the_style_reaches_the_manager() -> None:
+    settings = settings_for(
+        numComputeWorkers=9,
+        computeWorkerKind="CW_AGENTS",
+        computeBufferPopTimeout=1.0,
+        computeBarrierTimeout=2.0,
+        blockTimeout=3.0,
+        maxBlockRaises=4,
+        maxBlockKills=5,
+        maxBlockTimeouts=6,
+        maxBlockLosses=7,
+        speculation=False,
+        graceTime=8.0,
+        minComputeWorkers=9,
+        maxRuntime=10.0,
+    )
+    assert settings == Settings(
+        num_workers=9,
+        window_bytes=WINDOW_BYTES,
+        spill_directory="some/where",
+        worker_environment={"COUNT": "9"},
+        outcome_timeout_s=1.0,
+        start_timeout_s=2.0,
+        block_timeout_s=3.0,
+        max_raises_per_block=4,
+        max_kills_per_block=5,
+        max_timeouts_per_block=6,
+        max_losses_per_block=7,
+        on_error="skip",
+        speculate=False,
+        grace_s=8.0,
+        min_workers=9,
+        max_runtime_s=10.0,
+    )
+
+
+def test_the_defaults_of_the_style_are_those_of_the_manager() -> None:
+    controls = ApplierControls()
+    plan = Plan(
+        Numbers(1), lambda block: BlockResult([], 0, 0, 0), [], 8, str, contextlib.nullcontext, lambda n: {}
+    )
+    assert _settings(controls.run, plan) == Settings(window_bytes=WINDOW_BYTES)
 
 
 def test_the_traceback_starts_with_the_users_own_code() -> None:

@@ -124,7 +124,7 @@ def test_a_closure_that_drags_megabytes_is_named_but_works() -> None:
     table = np.zeros(20_000_000, np.uint8)
     with pytest.warns(payload.LargePayloadWarning, match=r"20\.0 MB .*captured variable 'table' \(ndarray\)"):
         data = payload.dumps_job(Job(lambda block: table[block], name="myjob"))
-    assert payload.loads_job(data).function(3) == 0
+    assert payload.loads_job(data)[0].function(3) == 0
 
 
 def test_a_class_of_main_comes_back_as_itself() -> None:
@@ -158,7 +158,7 @@ def test_modules_beside_the_script_travel_and_installed_ones_do_not(tmp_path: Pa
     )
     data = subprocess.run([sys.executable, script], check=True, capture_output=True, cwd="/").stdout
     elsewhere = "import sys; from computemanager import payload; " + (
-        "print(payload.loads_job(sys.stdin.buffer.read()).function(21)); assert 'helper' not in sys.modules"
+        "print(payload.loads_job(sys.stdin.buffer.read())[0].function(21)); assert 'helper' not in sys.modules"
     )
     done = subprocess.run(
         [sys.executable, "-c", elsewhere], check=True, capture_output=True, input=data, cwd="/"

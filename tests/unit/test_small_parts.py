@@ -193,7 +193,7 @@ def test_senseless_settings_are_refused(wrong: dict[str, Any], words: str) -> No
 
 
 def test_an_unknown_kind_is_refused_with_the_nearest() -> None:
-    with pytest.raises(SettingsError, match=r"'CW_THREAD'; did you mean CW_THREADS\? Known: CW_NONE"):
+    with pytest.raises(SettingsError, match=r"'CW_THREAD'; did you mean CW_THREADS\? Known: CW_AGENTS"):
         manager_class("CW_THREAD")
 
 

@@ -158,12 +158,16 @@ def test_the_outcome_whose_turn_it_is_never_spills() -> None:
     assert shelf.puts == 0
 
 
-def test_a_skipped_block_takes_no_memory() -> None:
+def test_a_skipped_block_takes_no_memory_and_no_disk() -> None:
     shelf = Shelf()
-    window = admitted(3, memory_bytes=0, spill=shelf)
-    window.put(outcome(2))
+    shelf.is_full = True
+    window = admitted(4, memory_bytes=5, spill=shelf)
     window.put(outcome(1), 7)
-    assert shelf.puts == 1 and window.waiting_bytes == 0
+    shelf.is_full = False
+    window.put(outcome(2))
+    assert shelf.puts == 0 and window.waiting_bytes == 7
+    window.put(outcome(3), 1)
+    assert shelf.puts == 1
 
 
 @pytest.mark.parametrize("spill", [None, "full"])
