@@ -167,6 +167,7 @@ class AgentCrew:
                 self._take_word(sender, frames, now, happenings)
             elif peer is None:
                 # Given up before, or never heard of: it is to start anew.
+                self._bad += 1
                 self._socket.send(sender, [hello.GONE])
             else:
                 touched[sender] = peer
@@ -224,10 +225,12 @@ class AgentCrew:
             self._socket.send(sender, [hello.REFUSED, refusal.encode()])
             return
         self._note_differences(greeting, found)
-        for peer in [peer for peer in self._peers.values() if peer.unit == greeting.name]:
-            # The same agent after it had lost its memory, or been given up without hearing of it.
-            self._forget(peer, "it has started anew", happenings)
         host = greeting.name
+        if host in self._units:
+            # The same agent after it had lost its memory. Those that we have not started may be several of
+            # one name: a process has the same number in many a container.
+            for peer in [peer for peer in self._peers.values() if peer.unit == host]:
+                self._forget(peer, "it has started anew", happenings)
         if host not in self._units or host in self._used:
             host = self._new_name(host)
             happenings.append(Started(host))
@@ -240,10 +243,22 @@ class AgentCrew:
     def _take_packet(
         self, peer: _Peer, frames: Sequence[Any], now: float, happenings: list[Happening]
     ) -> None:
+        try:
+            packets = peer.session.receive(frames)
+        except BadPacket:
+            self._bad += 1
+            return
+        except MemoryError as error:
+            # It would send that again and again; so would another agent, which is why the job ends in time.
+            self._bad += 1
+            self._provider.kill([peer.unit])
+            self._forget(peer, f"what it sends does not fit into this process's memory: {error}", happenings)
+            return
+        # What is no packet of the session is no sign of life: nothing would come of waiting for such a peer.
         peer.liveness.heard(now)
         try:
-            messages = [wire.decode(message) for message in peer.session.receive(frames)]
-        except (BadPacket, BadMessage):
+            messages = [wire.decode(packet) for packet in packets]
+        except BadMessage:
             self._bad += 1
             return
         for message in messages:
@@ -379,5 +394,5 @@ def _lost(worker: str, message: Message) -> Lost:
         told = json.loads(bytes(message.payload))
         place = None if told["position"] is None else (message.lease, int(told["position"]))
         return Lost(worker, place, str(told["evidence"]), bool(told["timed_out"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return Lost(worker, None, "its agent did not say why")

@@ -95,7 +95,7 @@ class Hello(NamedTuple):
         True
         """
         return cls(
-            name,
+            _readable(name),
             token,
             slots,
             ends_in_s,
@@ -107,8 +107,8 @@ class Hello(NamedTuple):
                 "NumPy": np.__version__,
             },
             platform.machine(),
-            socket.gethostname(),
-            os.environ.get("COMPUTEMANAGER_IMAGE") or sys.prefix,
+            _readable(socket.gethostname()),
+            _readable(os.environ.get("COMPUTEMANAGER_IMAGE") or sys.prefix),
         )
 
     def encode(self) -> bytes:
@@ -140,7 +140,7 @@ class Hello(NamedTuple):
                 raise BadHello(f"{field} is {found[field]!r:.40}")
         texts = [found[field] for field in ("name", "machine", "host", "environment")]
         texts += [*found["versions"], *found["versions"].values()]
-        if not all(isinstance(text, str) and len(text) <= _MAX_TEXT for text in texts) or not found["name"]:
+        if not all(map(_is_text, texts)) or not found["name"]:
             raise BadHello("a text that is none, or is too long")
         ends_in_s = found["ends_in_s"]
         if ends_in_s is not None and (type(ends_in_s) not in (int, float) or not 0 <= ends_in_s < 1e9):
@@ -206,6 +206,22 @@ def is_word(frame: Any) -> bool:
     """Whether a first frame is one of the words of this module, and not a session's."""
     view = memoryview(frame)
     return view.nbytes <= _MAX_WORD_BYTES and bytes(view) in _WORDS
+
+
+def _readable(text: str) -> str:
+    """A text as the other end takes it: the end of one that is too long says the most of a path."""
+    return text.encode(errors="replace").decode()[-_MAX_TEXT:]
+
+
+def _is_text(found: Any) -> bool:
+    """Whether this is a text that can be sent back; JSON can spell half a character."""
+    if not isinstance(found, str) or len(found) > _MAX_TEXT:
+        return False
+    try:
+        found.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _own_version() -> str:

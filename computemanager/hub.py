@@ -213,7 +213,7 @@ class SlotHub:
                 self.writer.free(slab)
 
     def place_buffers(self, buffers: Iterable[Any]) -> tuple[list[BufferPlace], list[Any]]:
-        """Put buffers into slabs where they are not in one; the places of all, and those that found none."""
+        """Put buffers into slabs; the places of all, and those that found no slab."""
         places: list[BufferPlace] = []
         inline: list[Any] = []
         for buffer in buffers:
@@ -265,8 +265,11 @@ class SlotHub:
         self._processes.stop(slots, grace_s)
 
     def close(self) -> None:
-        """End what is running, and leave nothing. May be called again."""
+        """End what is running, and leave nothing but arrays that the caller holds. May be called again."""
         self._undo.close()
+        for held in (self._readers, self._places, self._lent, self._allocated):
+            held.clear()
+        self.writer = None
 
     def _bury(self, slot: str, evidence: str) -> SlotEnd:
         noted = read_place(self.path / f"{slot}.place")

@@ -79,20 +79,21 @@ def open_own(path: Path) -> int:
 
 def hold_lock(directory: Path) -> io.FileIO:
     """Take the directory for this process."""
-    file = io.FileIO(open_own(directory / LOCK_NAME), "r+b")
-    if _try_lock(file):
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(io.FileIO(open_own(directory / LOCK_NAME), "r+b"))
+        if not _try_lock(file):
+            file.seek(1)
+            holder = file.read().decode(errors="replace").strip()
+            raise CheckpointError(
+                f"the checkpoint in {directory} is in use by process {holder or '(unknown)'}. Wait until "
+                f"that has ended, or give another directory"
+            )
         file.truncate(0)
         file.seek(0)
         # Some systems let nobody read the first byte of a locked file.
         file.write(f" {os.getpid()}\n".encode())
-        return file
-    with file:
-        file.seek(1)
-        holder = file.read().decode(errors="replace").strip()
-    raise CheckpointError(
-        f"the checkpoint in {directory} is in use by process {holder or '(unknown)'}. Wait until that has "
-        f"ended, or give another directory"
-    )
+        stack.pop_all()
+    return file
 
 
 def settle_identity(directory: Path, identity: Identity) -> None:

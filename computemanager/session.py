@@ -28,7 +28,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 __all__ = ["BadPacket", "Session"]
@@ -57,9 +57,6 @@ _DATA = 1
 _BEAT = 2
 """Kind of packet: no data; `number` is the last packet that was put out."""
 
-_ACKNOWLEDGEMENT = 3
-"""Kind of packet: nothing but what every packet says."""
-
 _BEGINS = 1
 """Flag: a message begins with this packet."""
 
@@ -69,6 +66,21 @@ _AGAIN = 2
 
 class BadPacket(ValueError):
     """Frames that are no packet of ours, or one that cannot come at this point."""
+
+
+class _Envelope(NamedTuple):
+    """What the head of a packet says, its table aside."""
+
+    checksum: int
+    token: int
+    number: int
+    acknowledged: int
+    round: int
+    about: int
+    nbytes: int
+    parts: int
+    kind: int
+    flags: int
 
 
 class _Message:
@@ -127,7 +139,7 @@ class _Incoming:
 
     __slots__ = ("_buffer", "_filled", "_view", "frames", "lengths")
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    def __init__(self, lengths: tuple[int, ...]) -> None:
         self.lengths = lengths
         self.frames: list[Any] = []  # those that are complete
         self._buffer: Any = None
@@ -136,6 +148,11 @@ class _Incoming:
 
     def add(self, parts: Sequence[Any], nbytes: int, allocate: Callable[[int], Any]) -> None:
         """Take in the parts of a packet, `nbytes` in all; all of them, or none if that raises."""
+        begins = not self.frames and not self._filled
+        whole = begins and nbytes == sum(self.lengths) and all(self.lengths)
+        if whole and tuple(map(_part_bytes, parts)) == self.lengths:
+            self.frames = list(parts)  # most messages: all of it at once
+            return
         frames, opened, filled = self._arrange(parts, nbytes)
         buffer, view = self._buffer, self._view
         if view is not None:
@@ -152,8 +169,6 @@ class _Incoming:
             view[:filled] = _flat(opened)
         elif not filled:
             buffer = view = None
-        if self._view is not None and view is not self._view:
-            self._view.release()  # whoever is handed the buffer may resize it
         self.frames += frames
         self._buffer, self._view, self._filled = buffer, view, filled
 
@@ -311,7 +326,7 @@ class Session:
         """Packets to be put on the socket now; each counts as put out once it is taken.
 
         First those that were lost, then new ones as far as the window allows (one at least where nothing is
-        under way), and a bare acknowledgement if one is due and there was nothing to carry it.
+        under way), and a beat if an acknowledgement is due and there was nothing to carry it.
         """
         while True:
             if self._next <= self._last:
@@ -325,7 +340,7 @@ class Session:
             self._next += 1
             yield [head, *packet.parts]
         if self._news_due or self._ask:
-            yield [self._head(_ACKNOWLEDGEMENT)]
+            yield self.beat()
 
     def beat(self) -> list[Any]:
         """A packet without data, by which the other end notices what it has missed; it acknowledges too."""
@@ -351,19 +366,20 @@ class Session:
             If it is malformed, of another session or impossible at this point. All is as it was before; what
             `allocate` raises changes nothing either, and the packet will be asked for again.
         """
-        kind, flags, number, acknowledged, their_round, about, nbytes, lengths = self._decode(frames)
+        envelope, lengths = _open(frames)
+        self._check(envelope, lengths)
         messages: list[list[Any]] = []
-        wanted = kind == _DATA and number == self._expected
+        wanted = envelope.kind == _DATA and envelope.number == self._expected
         if wanted:
-            messages = self._take_in(lengths if flags & _BEGINS else None, frames[1:], nbytes)
+            messages = self._take_in(lengths, frames[1:], envelope.nbytes)
         # Nothing below can fail.
-        if their_round > self._their_round:
-            self._their_round = their_round
+        if envelope.round > self._their_round:
+            self._their_round = envelope.round
             self._asked = self._ask = False  # they went back, to where we asked or before
         if not wanted:
-            self._notice(kind, number, their_round)
-        released = self._release(acknowledged)
-        if flags & _AGAIN and about == self._round:
+            self._notice(envelope)
+        released = self._release(envelope.acknowledged)
+        if envelope.flags & _AGAIN and envelope.about == self._round:
             self._round += 1
             self._next = self._first
         for done in released:
@@ -387,7 +403,7 @@ class Session:
         self.unacknowledged += packet.nbytes
         return packet
 
-    def _head(self, kind: int, number: int = 0, data: _Packet | None = None) -> bytes:
+    def _head(self, kind: int, number: int, data: _Packet | None = None) -> bytes:
         """The head of a packet that is put out now, with all that there is to be said by the way."""
         flags = about = nbytes = parts = 0
         table = b""
@@ -403,42 +419,20 @@ class Session:
         body = _BODY.pack(self._token, number, taken, self._round, about, nbytes, parts, kind, flags) + table
         return _CHECKSUM.pack(crc32(body)) + body
 
-    def _decode(self, frames: Sequence[Any]) -> tuple[int, int, int, int, int, int, int, tuple[int, ...]]:
-        """What the head of a packet says, after everything in it was checked that can be."""
-        head = _head_bytes(frames)
-        checksum, token, number, acknowledged, their_round, about, nbytes, parts, kind, flags = (
-            _HEAD.unpack_from(head)
-        )
-        if crc32(head[_CHECKSUM.size :]) != checksum:
-            raise BadPacket("the checksum is wrong")
-        if token != self._token:
-            raise BadPacket(f"a packet of session {token:#x}; this is {self._token:#x}")
-        if not _DATA <= kind <= _ACKNOWLEDGEMENT or flags & ~(_BEGINS | _AGAIN):
-            raise BadPacket(f"unknown kind {kind} or flags {flags:#x}")
-        if len(frames) != 1 + parts:
-            raise BadPacket(f"{len(frames) - 1} parts; {parts} are announced")
+    def _check(self, envelope: _Envelope, lengths: Sequence[int] | None) -> None:
+        """Refuse a packet that says what cannot be."""
+        if envelope.token != self._token:
+            raise BadPacket(f"a packet of session {envelope.token:#x}; this is {self._token:#x}")
+        acknowledged, about = envelope.acknowledged, envelope.about
         if acknowledged > self._last:
             raise BadPacket(f"packet {acknowledged} is acknowledged; {self._last} were sent")
-        if flags & _AGAIN:
+        if envelope.flags & _AGAIN:
             if about > self._round or (about == self._round and acknowledged == self._last):
                 raise BadPacket(f"asks for packet {acknowledged + 1} of round {about}, which was never sent")
         elif about:
             raise BadPacket(f"is about round {about} and asks for nothing")
-        lengths: tuple[int, ...] = ()
-        if flags & _BEGINS:
-            lengths = _lengths(head)
-            if sum(lengths) > self._max_message_bytes:
-                raise BadPacket(f"a message of {sum(lengths)} bytes; the limit is {self._max_message_bytes}")
-        elif len(head) != _HEAD.size:
-            raise BadPacket(f"a head of {len(head)} bytes where no message begins")
-        if kind == _DATA:
-            if not number:
-                raise BadPacket("a data packet with number 0")
-            if not parts and (any(lengths) or not flags & _BEGINS):
-                raise BadPacket(f"data packet {number} has no data")
-        elif parts or nbytes or flags & _BEGINS or (number and kind == _ACKNOWLEDGEMENT):
-            raise BadPacket(f"a packet of kind {kind} carries data or a number")
-        return kind, flags, number, acknowledged, their_round, about, nbytes, lengths
+        if lengths and sum(lengths) > self._max_message_bytes:
+            raise BadPacket(f"a message of {sum(lengths)} bytes; the limit is {self._max_message_bytes}")
 
     def _take_in(self, lengths: tuple[int, ...] | None, parts: Sequence[Any], nbytes: int) -> list[list[Any]]:
         """Take in the data packet that comes next, `lengths` where a message begins; what it completes."""
@@ -463,14 +457,13 @@ class Session:
         self.received += 1
         return [incoming.frames]
 
-    def _notice(self, kind: int, number: int, their_round: int) -> None:
+    def _notice(self, envelope: _Envelope) -> None:
         """Notice what a packet other than the next one means for what we acknowledge and ask for."""
-        if kind == _DATA and number < self._expected:
-            self.duplicates += 1
-            self._news_due = True
-        elif kind == _ACKNOWLEDGEMENT or number < self._expected or their_round < self._their_round:
-            pass  # says nothing new
-        elif kind == _BEAT or not self._asked:
+        if envelope.number < self._expected:
+            if envelope.kind == _DATA:
+                self.duplicates += 1
+                self._news_due = True
+        elif envelope.round == self._their_round and (envelope.kind == _BEAT or not self._asked):
             # A gap. Packets behind it ask once a round; a beat asks again, as the request may have been lost.
             self._ask = self._asked = True
 
@@ -509,14 +502,38 @@ def _part_bytes(part: Any) -> int:
         raise BadPacket(f"a part that is not bytes: {error}") from None
 
 
-def _head_bytes(frames: Sequence[Any]) -> bytes:
-    """The head, if it can be one."""
+def _open(frames: Sequence[Any]) -> tuple[_Envelope, tuple[int, ...] | None]:
+    """The head of a packet, and the lengths of the message's frames where one begins.
+
+    Everything is checked that can be seen from the packet alone, but for the lengths of its parts.
+    """
     if not frames:
         raise BadPacket("a packet without frames")
     nbytes = _part_bytes(frames[0])
     if not _HEAD.size <= nbytes <= _MAX_HEAD_BYTES:
         raise BadPacket(f"a head of {nbytes} bytes; it has {_HEAD.size} to {_MAX_HEAD_BYTES}")
-    return bytes(frames[0])
+    head = bytes(frames[0])
+    envelope = _Envelope._make(_HEAD.unpack_from(head))
+    if crc32(head[_CHECKSUM.size :]) != envelope.checksum:
+        raise BadPacket("the checksum is wrong")
+    number, parts, kind, flags = envelope.number, envelope.parts, envelope.kind, envelope.flags
+    if not _DATA <= kind <= _BEAT or flags & ~(_BEGINS | _AGAIN):
+        raise BadPacket(f"unknown kind {kind} or flags {flags:#x}")
+    if len(frames) != 1 + parts:
+        raise BadPacket(f"{len(frames) - 1} parts; {parts} are announced")
+    lengths = None
+    if flags & _BEGINS:
+        lengths = _lengths(head)
+    elif nbytes != _HEAD.size:
+        raise BadPacket(f"a head of {nbytes} bytes where no message begins")
+    if kind == _DATA:
+        if not number:
+            raise BadPacket("a data packet with number 0")
+        if not parts and (lengths is None or any(lengths)):
+            raise BadPacket(f"data packet {number} has no data")
+    elif parts or envelope.nbytes or flags & _BEGINS:
+        raise BadPacket("a beat that carries data")
+    return envelope, lengths
 
 
 def _table(lengths: Sequence[int]) -> bytes:

@@ -188,6 +188,32 @@ class ManagerContract:
             thread.join()
         assert found == [1, 2]
 
+    def test_one_slow_block_idles_nobody(self, tmp_path: Path) -> None:
+        """Block 0 waits until many others are done, whose outcomes go to disk beyond some bytes."""
+        if self.kind == "CW_NONE":
+            pytest.skip("the caller does the work itself, one block after another")
+        folder, others, nbytes = str(tmp_path), 60, 100_000
+
+        def wait_or_work(block: int) -> Any:
+            if block == 0:
+                deadline = time.monotonic() + 60
+                while len(os.listdir(folder)) < others and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                return len(os.listdir(folder))
+            Path(folder, str(block)).touch()
+            return np.full(nbytes, block, np.uint8)
+
+        manager = self.manager(window_bytes=10 * nbytes, speculate=False)
+        with nothing_left():
+            outcomes = [
+                (outcome.block_index, copy.copy(outcome.value))
+                for outcome in manager.run(Job(wait_or_work), range(others + 1))
+            ]
+        assert [number for number, _ in outcomes] == list(range(others + 1))
+        assert outcomes[0][1] == others
+        assert all((value == number).all() and len(value) == nbytes for number, value in outcomes[1:])
+        assert manager.statistics.spilled_bytes >= (others - 12) * nbytes
+
     # -- arrays ----------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("nbytes", [10, 20_000, 70_000, 3_000_000])

@@ -10,6 +10,7 @@ busy, and ends within seconds when the other machine is gone.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -236,6 +237,8 @@ class AgentSocket:
     ----------
     connected : bool
         Whether there is a connection on which main has proved who it is, as far as is known.
+    turned_away : bool
+        Whether main has refused this agent's key. There will be no other try.
     """
 
     def __init__(self, environment: Mapping[str, str], identity: bytes, grace_s: float) -> None:
@@ -261,8 +264,13 @@ class AgentSocket:
         self._socket.connect(environment[ADDRESS_VARIABLE])
 
     def send(self, frames: Sequence[Any]) -> None:
-        """Queue a message; its buffers must stay as they are until the other end has it."""
-        self._socket.send_multipart(list(frames), copy=False)
+        """Queue a message; its buffers must stay as they are until the other end has it.
+
+        It is lost where main has turned this agent away: libzmq has given up the connection for good then,
+        and would wait for another for ever.
+        """
+        with contextlib.suppress(zmq.Again):
+            self._socket.send_multipart(list(frames), zmq.NOBLOCK, copy=False)
 
     def receive(self) -> Iterator[list[Any]]:
         """The messages that are there now, a bounded number."""
@@ -283,7 +291,8 @@ class AgentSocket:
             while self._monitor.poll(0):
                 event = recv_monitor_message(self._monitor)["event"]
                 self.connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
-                self.turned_away = event == zmq.EVENT_HANDSHAKE_FAILED_AUTH
+                if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                    self.turned_away = True  # for good: the end of the connection is reported next
 
     def close(self, linger_s: float = 0.0) -> None:
         """Close, giving what is queued up to `linger_s` seconds to leave. May be called again."""

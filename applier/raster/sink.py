@@ -130,8 +130,7 @@ class RasterSink:
         """What the user's function would have to return to say that it knows nothing here."""
         assert self._first is not None
         nodata = 0 if self.spec.nodata is None else self.spec.nodata
-        with np.errstate(over="ignore"):  # as for any array of the user's that is filled with it
-            pixels = np.full((self._first.count, tile.height, tile.width), nodata, self._first.dtype)
+        pixels = np.full((self._first.count, tile.height, tile.width), nodata, self._first.dtype)
         return encode(self.spec, tile, pixels, margin=0)
 
     def _add(self, encoded: EncodedTile) -> None:

@@ -66,6 +66,19 @@ def test_job_setters() -> None:
     assert isinstance(controls.run.progress, SilentProgress)
 
 
+def test_what_becomes_of_a_block_that_cannot_be_computed() -> None:
+    controls = ApplierControls()
+    assert controls.run.on_block_error == "raise"
+    controls.setOnBlockError("skip")
+    assert controls.run.on_block_error == controls.onBlockError == "skip"
+    assert repr(controls) == "ApplierControls(onBlockError='skip')"
+    for wrong in ("ignore", True, None, "Skip"):
+        with pytest.raises(ControlsError, match=rf"setOnBlockError\({wrong!r}\): give 'raise', .* or 'skip'"):
+            controls.setOnBlockError(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ControlsError):
+        controls.setOptionForImagename("onBlockError", "ndvi", "skip")
+
+
 @pytest.mark.parametrize(
     ("x", "y", "expected"), [("64", "", (64, 256)), ("", " 32 ", (256, 32)), ("5", "6", (5, 6))]
 )

@@ -24,7 +24,7 @@ SIZES = (0, 1, 2, 30, 63, 64, 65, 100, 127, 128, 129, 300, 1500)
 
 HEAD = struct.Struct("<IQQQIIQIBB")
 LARGEST_PACKET = FRAGMENT + HEAD.size + 8 * 8  # content, head, table of at most 8 frames
-DATA, BEAT, ACKNOWLEDGEMENT = 1, 2, 3
+DATA, BEAT = 1, 2
 BEGINS, AGAIN = 1, 2
 
 
@@ -323,6 +323,21 @@ def test_a_loss_that_many_beats_show_is_made_up_for_once() -> None:
     assert link.ends[1].duplicates == 0
 
 
+def test_a_loss_is_noticed_from_an_acknowledgement() -> None:
+    """One that is often busy acknowledging may never think of a beat."""
+    here, there = make(), make()
+    here.send([b"lost"])
+    list(here.packets())
+    there.send([b"x" * 200])
+    for packet in there.packets():
+        here.receive(packet)
+    (acknowledgement,) = here.packets()
+    there.receive(acknowledgement)
+    (request,) = there.packets()
+    here.receive(request)
+    assert [there.receive(packet) for packet in here.packets()] == [[[b"lost"]]]
+
+
 def test_a_loss_while_it_is_made_up_for_is_made_up_for_too() -> None:
     link = Link()
     link.send(0, [FRAGMENT * 4])
@@ -401,12 +416,12 @@ def test_packets_that_come_twice_are_counted_and_acknowledged() -> None:
 
 def test_small_messages_are_acknowledged_in_bunches() -> None:
     here, there = Session(7), Session(7)
-    for number in range(1, ACKNOWLEDGE_PACKETS + 1):
+    for number in range(1, 3 * ACKNOWLEDGE_PACKETS + 1):
         here.send([b"x"])
         for packet in here.packets():
             there.receive(packet)
         answers = list(there.packets())
-        assert len(answers) == (number == ACKNOWLEDGE_PACKETS)
+        assert len(answers) == (number % ACKNOWLEDGE_PACKETS == 0)
     here.receive(answers[0])
     assert here.idle
 
@@ -655,17 +670,16 @@ MALFORMED = {
     "long head": ([bytes(50 + 8 * MAX_FRAMES + 1)], "a head of 560051 bytes"),
     "checksum": ([b"x" * 50], "checksum is wrong"),
     "token": (forge(BEAT, token=8), "a packet of session 0x8; this is 0x7"),
-    "kind": (forge(4), "unknown kind 4"),
+    "kind": (forge(3), "unknown kind 3"),
     "no kind": (forge(0), "unknown kind 0"),
     "flag": (forge(BEAT, 4), "flags 0x4"),
     "acknowledged": (forge(BEAT, acknowledged=4), "packet 4 is acknowledged; 3 were sent"),
     "round": (forge(BEAT, AGAIN, about=1), "packet 1 of round 1, which was never sent"),
     "nothing to repeat": (forge(BEAT, AGAIN, acknowledged=3), "packet 4 of round 0, which was never sent"),
     "about": (forge(BEAT, about=1), "asks for nothing"),
-    "data in a beat": (forge(BEAT, 0, 1, b"data"), "kind 2 carries data"),
-    "data in an acknowledgement": (forge(ACKNOWLEDGEMENT, 0, 0, b"data"), "kind 3 carries data"),
-    "number in an acknowledgement": (forge(ACKNOWLEDGEMENT, 0, 1), "kind 3 carries data or a number"),
-    "beginning in a beat": (forge(BEAT, BEGINS), "kind 2 carries data"),
+    "data in a beat": (forge(BEAT, 0, 1, b"data"), "a beat that carries data"),
+    "bytes in a beat": (forge(BEAT, 0, 1, nbytes=1), "a beat that carries data"),
+    "beginning in a beat": (forge(BEAT, BEGINS), "a beat that carries data"),
     "table in a beat": (forge(BEAT, 0, 1, table=[1]), "a head of 58 bytes where no message begins"),
     "table in the middle": (forge(DATA, 0, 2, b"y" * 36, table=[1]), "where no message begins"),
     "number 0": (forge(DATA, 0, 0, b"y"), "number 0"),
@@ -700,6 +714,13 @@ def test_a_table_that_is_cut_is_refused() -> None:
     (packet,) = [forge(DATA, BEGINS, 1, b"y", table=[1])]
     with pytest.raises(BadPacket, match="7 bytes too many"):
         make().receive([with_new_checksum(packet[0][:-1]), b"y"])
+
+
+def test_a_rest_that_looks_like_all_of_its_message_is_refused() -> None:
+    there = make()
+    there.receive(forge(DATA, BEGINS, 1, b"xy", table=[5, 5]))
+    with pytest.raises(BadPacket, match="part 0 has 5 bytes; 3 of frame 0 are missing"):
+        there.receive(forge(DATA, 0, 2, b"zzzzz", b"zzzzz"))
 
 
 def test_the_middle_of_nothing_is_refused() -> None:

@@ -499,3 +499,63 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_makes_is_no
     for sink in (living, killed, now):
         sink.abort()
     assert list(tmp_path.iterdir()) == []
+
+
+# -- blocks that are skipped ---------------------------------------------------------------------------
+
+
+def nodata_where(array: np.ndarray, window, skipped, nodata) -> np.ndarray:
+    """The array as it would be if the function had known nothing of some of the blocks."""
+    array = array.copy()
+    for tile in TilePlan(*array.shape[1:], *window):
+        if tile.block_index in skipped:
+            array[:, tile.row : tile.row + tile.height, tile.col : tile.col + tile.width] = nodata
+    return array
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    skipped=st.sets(st.integers(0, 8), max_size=8),
+    dtype=st.sampled_from(DTYPES),
+    nodata=st.sampled_from([None, 0, 5, 100]),
+    options=st.sampled_from(
+        [{}, {"TILED": "NO"}, {"BLOCKXSIZE": "32", "BLOCKYSIZE": "32"}, {"SPARSE_OK": "YES"}]
+    ),
+)
+def test_skipped_blocks_are_nodata_to_the_byte(tmp_path, skipped, dtype, nodata, options) -> None:
+    window = (64, 96)
+    array = numbers((2, 150, 250), dtype)
+    known = {"nodata": nodata, "creation_options": options}
+    write(tmp_path / "a.tif", nodata_where(array, window, skipped, nodata or 0), window, **known)
+    sink = RasterSink(spec_for(tmp_path / "b.tif", array, window, **known))
+    for tile in TilePlan(*array.shape[1:], *window):
+        if tile.block_index in skipped:
+            sink.skip(tile)
+        else:
+            block = array[:, tile.row : tile.row + tile.height, tile.col : tile.col + tile.width]
+            sink.write(encode(sink.spec, tile, block))
+    sink.finish()
+    sink.commit()
+    assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
+
+
+def test_the_margin_of_the_spec_is_no_part_of_a_skipped_block(tmp_path) -> None:
+    array = numbers((1, 100, 100))
+    sink = RasterSink(spec_for(tmp_path / "a.tif", array, (50, 100), margin=3, nodata=9))
+    first, second = TilePlan(100, 100, 50, 100)
+    sink.write(encode(sink.spec, first, array[:, :50], margin=0))
+    sink.skip(second)
+    sink.finish()
+    sink.commit()
+    with rasterio.open(tmp_path / "a.tif") as dataset:
+        assert (dataset.read()[:, :50] == array[:, :50]).all() and (dataset.read()[:, 50:] == 9).all()
+
+
+def test_a_raster_of_skipped_blocks_alone_is_none(tmp_path) -> None:
+    sink = RasterSink(spec_for(tmp_path / "a.tif", numbers((1, 100, 100)), (50, 100)))
+    for tile in TilePlan(100, 100, 50, 100):
+        sink.skip(tile)
+    with pytest.raises(OutputError, match="none of 2 blocks have been written"):
+        sink.finish()
+    sink.abort()
+    assert os.listdir(tmp_path) == []

@@ -59,12 +59,14 @@ class Farm:
         self.recalls: list[Recall] = []
         self.skips: list[Skip] = []
         self.gave_up: GiveUp | None = None
+        self.events: list[Event] = []
         self.dispatches: list[Dispatch] = []
 
     def tell(self, event: Event, handed_in: list[int] | None = None) -> None:
         todo: list[tuple[Event, list[int]]] = [(event, handed_in or [])]
         while todo:
             event, blocks = todo.pop(0)
+            self.events.append(event)
             if self.gave_up is None:
                 self.audit.event(event)
             for action in self.scheduler.handle(event, self.now):
