@@ -90,7 +90,9 @@ def add(info: Any, inputs: Any, outputs: Any) -> None:
     outputs.total = inputs.a + inputs.b
 
 
-def ours(a: Path, b: Path, out: Path, *, window: int = WINDOW, **style: Any) -> None:
+def ours(
+    a: Path, b: Path, out: Path, *, window: int = WINDOW, checkpoint: Path | None = None, **style: Any
+) -> None:
     """The library, with the same windows and options."""
     infiles, outfiles = applier.FilenameAssociations(), applier.FilenameAssociations()
     infiles.a, infiles.b, outfiles.total = a, b, out
@@ -101,6 +103,7 @@ def ours(a: Path, b: Path, out: Path, *, window: int = WINDOW, **style: Any) -> 
         {"BLOCKXSIZE": "512", "BLOCKYSIZE": "512", "COMPRESS": "DEFLATE", "PREDICTOR": "1"}
     )
     controls.setProgress(None)
+    controls.setCheckpoint(checkpoint)
     controls.setConcurrencyStyle(applier.ConcurrencyStyle(**style))
     applier.apply(add, infiles, outfiles, controls=controls)
 

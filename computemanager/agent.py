@@ -29,6 +29,7 @@ from typing import Any
 from computemanager import hello, wire
 from computemanager.hello import Hello
 from computemanager.hub import SlotEnd, SlotHub
+from computemanager.liveness import PieceSize
 from computemanager.session import BadPacket, Session
 from computemanager.transport import AgentSocket
 from computemanager.wire import NO_SLAB, BadMessage, BufferPlace, Kind, Message
@@ -130,7 +131,7 @@ class Agent:
         self._join_details = join_details
         self._clock = time.monotonic
         self._started_at = self._clock()
-        self._asked_to_end = False
+        self._end_because = ""  # it is to hand back its work and end, for this reason
 
     def run(self) -> AgentEnd:
         """Serve until there is a reason to end."""
@@ -145,7 +146,7 @@ class Agent:
     @contextlib.contextmanager
     def _sigterm_noted(self) -> Iterator[None]:
         def note(number: int, frame: FrameType | None) -> None:
-            self._asked_to_end = True
+            self._end_because = "it was asked to end (SIGTERM)"
 
         previous = signal.signal(signal.SIGTERM, note)
         try:
@@ -161,6 +162,7 @@ class Agent:
         self._socket = AgentSocket(self._join_details, b"a" + token.to_bytes(8, "big"), settings.grace_s)
         undo.callback(self._socket.close)
         self._session = Session(token, allocate=self._hub.allocate)
+        self._pieces = PieceSize(self._clock())
         self._slots: dict[str, _Slot] = {}
         self._by_number: dict[int, str] = {}
         self._failed_starts = 0
@@ -197,11 +199,15 @@ class Agent:
         self._hub.tidy()
         self._put_out(now)
         if self._failed_starts >= _START_FAILURES_ALLOWED:
+            _complain(f"its slots end before they can work: {self._last_evidence}")
             return AgentEnd.SLOTS_FAILED
         if self._stop is not None:
             self._end_slots()
             return AgentEnd.STOPPED
-        if self._asked_to_end and self._drained(now):
+        if not self._end_because and self._seconds_left() == 0.0:
+            # It will get no more blocks, and its place is wanted for one that does.
+            self._end_because = "its time was up (maxRuntime)"
+        if self._end_because and self._drained(now):
             return AgentEnd.STOPPED
         return self._reach(now)
 
@@ -283,6 +289,8 @@ class Agent:
             if now - self._said_at >= HELLO_AGAIN_S:
                 self._send([hello.HELLO, self._greeting], now)
             return
+        self._pieces.saw(now, self._session.acknowledged, busy=not self._session.idle)
+        self._session.fragment_bytes = self._pieces.nbytes
         for packet in self._session.packets():
             self._send(packet, now)
         if now - self._said_at >= self._settings.grace_s / BEATS_IN_GRACE:
@@ -366,9 +374,12 @@ class Agent:
     def _pass_on_output(self) -> None:
         # What slots print waits in the pump while much is under way, which drops the oldest of too much.
         if self._welcome and self._session.unacknowledged < _OUTPUT_AT_MOST:
-            for stream, text in self._hub.output.take():
-                number = 1 if stream == "stdout" else 2
-                self._say(Message(Kind.OUTPUT, number=number, payload=text.encode()))
+            self._say_output()
+
+    def _say_output(self) -> None:
+        for stream, text in self._hub.output.take():
+            number = 1 if stream == "stdout" else 2
+            self._say(Message(Kind.OUTPUT, number=number, payload=text.encode()))
 
     # -- the end ---------------------------------------------------------------------------------------
 
@@ -376,7 +387,7 @@ class Agent:
         """After a SIGTERM: hand back what is not begun, wait a moment for what is; True when done."""
         if self._draining_until is None:
             self._draining_until = now + DRAIN_S
-            self._say(Message(Kind.DRAINING, payload=b"it was asked to end (SIGTERM)"))
+            self._say(Message(Kind.DRAINING, payload=self._end_because.encode()))
             for name, slot in self._slots.items():
                 for held in slot.held:
                     self._let_go(held)
@@ -390,6 +401,7 @@ class Agent:
         for slot in self._slots.values():
             for lease in slot.passed_on:
                 self._say(Message(Kind.GAVE_BACK, lease, slot=slot.number))
+        self._put_out(now)  # others are to go on with that while slots end
         self._end_slots()
         return True
 
@@ -398,13 +410,13 @@ class Agent:
         joined = [name for name, slot in self._slots.items() if slot.joined and not slot.passed_on]
         self._hub.stop([] if self._stop else joined, STOP_GRACE_S)
         self._hub.output.settle()
-        self._pass_on_output()
+        self._say_output()
 
     def _finish(self) -> None:
         """Say goodbye, and wait a moment for main to have heard all."""
         if not self._welcome:
             return
-        why = "it was asked to end (SIGTERM)" if self._asked_to_end else "it was told to stop"
+        why = self._end_because or "it was told to stop"
         if self._failed_starts >= _START_FAILURES_ALLOWED:
             why = f"its slots end before they can work: {self._last_evidence}"
         self._say(Message(Kind.GOODBYE, payload=why.encode()))

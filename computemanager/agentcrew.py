@@ -31,11 +31,11 @@ from computemanager.crew import (
     Started,
 )
 from computemanager.hello import BadHello, Hello
+from computemanager.liveness import Health, Liveness, PieceSize
 from computemanager.output import OutputPump
 from computemanager.provider import Command, Provider
-from computemanager.liveness import Health, Liveness
 from computemanager.session import BadPacket, Session
-from computemanager.transport import MainSocket
+from computemanager.transport import AT_ONCE, MainSocket
 from computemanager.wire import BadMessage, Kind, Message
 
 __all__ = ["AgentCrew"]
@@ -60,12 +60,20 @@ class _Peer:
         self.unit = greeting.name  # what the provider calls it
         self.identity = _identity(greeting.token)
         self.session = Session(greeting.token, allocate=_memory)
+        self.pieces = PieceSize(now)
+        self.session.fragment_bytes = self.pieces.nbytes
         self.liveness = Liveness(now, grace_s * SILENT_SHARE, grace_s)
         self.health = Health.WELL
         self.ends_at = None if greeting.ends_in_s is None else now + greeting.ends_in_s
         self.joined: set[int] = set()
         self.said_at = now
         self.has_job = False
+
+    def measure(self, now: float) -> None:
+        """Fit the pieces in which it is sent to to its connection."""
+        session = self.session
+        self.pieces.saw(now, session.acknowledged, busy=not session.idle)
+        session.fragment_bytes = self.pieces.nbytes
 
 
 class AgentCrew:
@@ -111,6 +119,7 @@ class AgentCrew:
         self._used: set[str] = set()  # names of hosts that have said hello
         self._refused: dict[str, str] = {}
         self._around_at = 0.0
+        self._taken = 0  # messages since agents were last judged
         self._clock = time.monotonic
         self._differences_seen: set[tuple[str, str]] = set()
         self._bad = 0
@@ -158,6 +167,7 @@ class AgentCrew:
         happenings: list[Happening] = []
         touched: dict[bytes, _Peer] = {}
         received = self._socket.receive(timeout_s)
+        self._taken += len(received)
         now = self._clock()
         for sender, frames in received:
             peer = self._peers.get(sender)
@@ -176,7 +186,12 @@ class AgentCrew:
             self._put_out(peer, now)
         if now - self._around_at >= LOOK_AROUND_S:
             self._around_at = now
-            self._look_around(now, happenings, caught_up=not received)
+            # libzmq gives all that have said something their turn: where each has had one, or nothing is
+            # left, nobody's sign of life is waiting to be read.
+            caught_up = len(received) < AT_ONCE or self._taken > len(self._peers)
+            if caught_up:
+                self._taken = 0
+            self._look_around(now, happenings, caught_up=caught_up)
         self._output.flush()
         return happenings
 
@@ -314,8 +329,9 @@ class AgentCrew:
                 happenings.append(Ended(unit, refusal or evidence, refusal is not None))
         for peer in list(self._peers.values()):
             peer.liveness.looked(now)
-            if caught_up:  # else what it has said may still be waiting to be read
+            if caught_up:
                 self._judge(peer, now, happenings)
+            peer.measure(now)
             if now - peer.said_at >= self._grace_s / BEATS_IN_GRACE:
                 self._send(peer, peer.session.beat(), now)
 

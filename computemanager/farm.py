@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import pickle
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -23,7 +24,6 @@ from computemanager.calling import Failure, block_error
 from computemanager.crew import Crew, Happening
 from computemanager.errors import (
     BlockTimeoutError,
-    InternalError,
     PayloadError,
     PoisonBlockError,
     WaitTimeoutError,
@@ -119,6 +119,7 @@ class Farm:
         self._failures: dict[int, Any] = {}  # what the function raised on blocks, pickled
         self._values: Any = ()
         self._nbytes = 0
+        self._bad_answers = 0
 
     def run(self, job: Job, blocks: Iterator[Any]) -> Generator[Outcome, None, None]:
         """See `ComputeWorkerManager.run`. Leaves the clean-up of the crew to its caller."""
@@ -233,28 +234,46 @@ class Farm:
 
     def _take_answer(self, answer: happened.Answer) -> None:
         worker, message = answer
-        event = Answered(
-            worker, message.lease, message.number, message.seconds, message.overhead_s, message.starved
-        )
-        actions = self._scheduler.handle(event, self._clock())
-        if not any(isinstance(action, Accept) for action in actions):
-            # Too late: the block is another's by now, or done.
+        progress = self._scheduler.progress_of(message.lease, worker)
+        if progress is None:
+            self._crew.drop(answer)  # too late: the blocks are another's by now, or done
+        elif not 0 < message.number <= progress[1]:
+            self._bad_answers += 1
             self._crew.drop(answer)
-            self._carry_out(actions)
             return
-        values = self._crew.values(answer)
-        if message.has_state:
-            values, state = values
-            self._states[worker] = bytes(state)
-            del state
-        if len(values) != message.number:
-            raise InternalError(f"{worker} announced {message.number} values and sent {len(values)}")
+        elif not self._read(answer, progress[0]):
+            return
+        self._tell(
+            Answered(
+                worker, message.lease, message.number, message.seconds, message.overhead_s, message.starved
+            )
+        )
+        self._values = ()
+
+    def _read(self, answer: happened.Answer, done: int) -> bool:
+        """Unpickle an answer; False where that cannot be done here: its first block has failed."""
+        worker, message = answer
+        try:
+            values = self._crew.values(answer)
+            if message.has_state:
+                values, state = values
+                self._states[worker] = bytes(state)
+            if len(values) != message.number:
+                raise ValueError(f"{message.number} values were announced and {len(values)} sent")
+        except Exception as error:
+            refusal = PayloadError(
+                f"what the function returned cannot be unpickled in this process: {type(error).__name__}: "
+                f"{error}. Return something of plain types and arrays, or of classes that can be imported here"
+            )
+            failure = Failure(refusal, traceback.format_exc())
+            self._take(happened.Failure(worker, message.lease, done, failure.dumps()))
+            return False
         self._values = values
-        self._nbytes = (len(message.payload) + sum(length for _, length in message.places)) // message.number
+        nbytes = len(message.payload) + sum(length for _, length in message.places)
+        self._nbytes = nbytes // message.number
         if not self._statistics.blocks:
             self._statistics.first_outcome_s = self._clock() - self._started_at
-        self._carry_out(actions)
-        self._values = ()
+        return True
 
     # -- what goes out ---------------------------------------------------------------------------------
 
@@ -316,7 +335,7 @@ class Farm:
         statistics.speculated = scheduler.speculated
         statistics.stale_answers = scheduler.stale_answers
         statistics.spilled_bytes = self._window.spilled_bytes
-        statistics.dropped_messages = self._crew.dropped_messages
+        statistics.dropped_messages = self._crew.dropped_messages + self._bad_answers
 
     def _give_up(self, action: GiveUp) -> NoReturn:
         """Raise what ends the job."""

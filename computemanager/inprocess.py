@@ -240,7 +240,6 @@ class ThreadsManager(_InProcessManager):
         window = Window(
             settings.window, ordered=settings.ordered, memory_bytes=settings.window_bytes, spill=spill
         )
-        spilled_before = self.statistics.spilled_bytes
         plan_ended = False
         working = 0  # blocks handed to the threads and not handed back
         while True:
@@ -254,33 +253,40 @@ class ThreadsManager(_InProcessManager):
                 else:
                     todo.put((window.admit(), block))
                     working += 1
-            while (outcome := window.take()) is not None:
+            outcome = window.take()
+            if outcome is not None:
                 yield outcome
-                if not plan_ended and working < settings.num_workers + 1:
-                    break
-            if plan_ended and not window.outstanding:
+                del outcome  # the caller's alone
+            elif plan_ended and not window.outstanding:
                 return
-            if not working:
-                continue
-            try:
-                answer = done.get(timeout=settings.outcome_timeout_s)
-            except queue.Empty:
-                raise WaitTimeoutError(
-                    f"{job.name}: no block was finished within {settings.outcome_timeout_s} s "
-                    f"(computeBufferPopTimeout); {working} are being computed or wait for a thread"
-                ) from None
-            while True:
+            elif working:
+                answer = self._wait_for_one(job, done, working)
                 working -= 1
-                outcome = self._outcome(job, answer, started)
-                if outcome.skipped is None:
-                    self._busy.add(answer.worker)
-                    self.statistics.workers = len(self._busy)
-                window.put(outcome, bytes_of(outcome.value))
-                self.statistics.spilled_bytes = spilled_before + window.spilled_bytes
-                if done.empty():
-                    break
-                answer = done.get()
-            del answer, outcome  # the arrays are the window's alone, which may put them on disk
+                self._take_in(job, answer, window, started)
+                del answer
+            # Also between two outcomes that the caller takes, so that the threads get new blocks meanwhile.
+            while working and not done.empty():
+                working -= 1
+                self._take_in(job, done.get(), window, started)
+
+    def _wait_for_one(self, job: Job, done: queue.SimpleQueue[_Answer], working: int) -> _Answer:
+        limit_s = self.settings.outcome_timeout_s
+        try:
+            return done.get(timeout=limit_s)
+        except queue.Empty:
+            raise WaitTimeoutError(
+                f"{job.name}: no block was finished within {limit_s} s "
+                f"(computeBufferPopTimeout); {working} are being computed or wait for a thread"
+            ) from None
+
+    def _take_in(self, job: Job, answer: _Answer, window: Window, started: float) -> None:
+        outcome = self._outcome(job, answer, started)
+        if outcome.skipped is None:
+            self._busy.add(answer.worker)
+            self.statistics.workers = len(self._busy)
+        before = window.spilled_bytes
+        window.put(outcome, bytes_of(outcome.value))
+        self.statistics.spilled_bytes += window.spilled_bytes - before
 
 
 def _serve(

@@ -1,11 +1,11 @@
-"""Whether a peer is still there, judged by when it was last heard. No clock is read here."""
+"""Whether a peer is still there, and how quick the way to it is. No clock is read here."""
 
 from __future__ import annotations
 
 import math
 from enum import Enum
 
-__all__ = ["Health", "Liveness"]
+__all__ = ["Health", "Liveness", "PieceSize"]
 
 
 class Health(Enum):
@@ -91,3 +91,40 @@ class Liveness:
         """When the peer was last heard, had there been no pause."""
         pause_s = now - self._looked
         return self._heard + pause_s if pause_s > self._silent_s / 2 else self._heard
+
+
+class PieceSize:
+    """How large a piece of a message may be on a connection, so that something arrives all the time.
+
+    Only whole pieces are a sign of life. On a slow connection they must be small; on a fast one, small ones
+    would cost more than they carry. A piece is what the connection carries in `PIECE_S`, as far as seen.
+
+    Examples
+    --------
+    >>> size = PieceSize(0.0)
+    >>> size.nbytes == PieceSize.LEAST
+    True
+    >>> size.saw(1.0, acknowledged=200_000_000, busy=True)
+    >>> size.nbytes == PieceSize.MOST
+    True
+    """
+
+    LEAST, MOST = 64 * 1024, 16 * 1024 * 1024
+    PIECE_S = 0.1
+    LOOK_S = 0.05
+
+    def __init__(self, now: float) -> None:
+        self.nbytes = self.LEAST
+        self._seen_at = now
+        self._seen = 0
+
+    def saw(self, now: float, acknowledged: int, *, busy: bool) -> None:
+        """Take note of all that has been acknowledged by now; `busy`: more is under way or waits."""
+        elapsed_s = now - self._seen_at
+        if elapsed_s < self.LOOK_S:
+            return
+        per_piece = (acknowledged - self._seen) / elapsed_s * self.PIECE_S
+        self._seen_at, self._seen = now, acknowledged
+        # What was sent in a pause says nothing about what the connection could have carried.
+        if busy or per_piece > self.nbytes:
+            self.nbytes = max(self.LEAST, min(self.MOST, int(0.5 * (self.nbytes + per_piece))))

@@ -241,6 +241,10 @@ class Session:
         Packets put out once more.
     received : int
         Messages received.
+    acknowledged : int
+        Bytes that the other end has acknowledged so far, counted as in `unacknowledged`.
+    fragment_bytes : int
+        As given; may be changed, for packets yet to be cut.
 
     Examples
     --------
@@ -268,11 +272,12 @@ class Session:
         if fragment_bytes < 1:
             raise ValueError(f"fragment_bytes is {fragment_bytes}; a packet holds at least 1 byte")
         self._token = token
-        self._fragment_bytes = fragment_bytes
+        self.fragment_bytes = fragment_bytes
         self._window_bytes = window_bytes
         self._max_message_bytes = max_message_bytes
         self._allocate = allocate
-        self.unacknowledged = self.duplicates = self.resent = self.received = 0
+        self.unacknowledged = self.acknowledged = 0
+        self.duplicates = self.resent = self.received = 0
         # What we send: packets _first to _last are in _sent, _next is the one to be put out next.
         self._queue: deque[_Message] = deque()
         self._sent: dict[int, _Packet] = {}
@@ -392,7 +397,7 @@ class Session:
         begins = message.position == message.offset == 0
         table = _table(message.lengths) if begins else b""
         before = message.remaining
-        parts = message.cut(self._fragment_bytes)
+        parts = message.cut(self.fragment_bytes)
         if not message.remaining:
             self._queue.popleft()
         flags = _BEGINS if begins else 0
@@ -474,6 +479,7 @@ class Session:
             packet = self._sent.pop(self._first)
             self._first += 1
             self.unacknowledged -= packet.nbytes
+            self.acknowledged += packet.nbytes
             if packet.message is not None and packet.message.done is not None:
                 released.append(packet.message.done)
         self._next = max(self._next, self._first)

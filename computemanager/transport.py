@@ -35,7 +35,9 @@ MAX_FRAME_BYTES = 32 * 1024 * 1024
 larger into pieces far below this."""
 
 _MAX_WAIT_MS = 1000
-_AT_ONCE = 64
+AT_ONCE = 64
+"""Most messages that are received at a time; where there were fewer, nothing is left to be read."""
+
 _ZAP_ADDRESS = "inproc://zeromq.zap.01"
 
 
@@ -154,7 +156,7 @@ class MainSocket:
                 return []
         messages: list[tuple[bytes, list[Any]]] = []
         # A bounded number at a time: outcomes are to reach the caller while more of them arrive.
-        while len(messages) < _AT_ONCE:
+        while len(messages) < AT_ONCE:
             try:
                 sender, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
@@ -274,7 +276,7 @@ class AgentSocket:
 
     def receive(self) -> Iterator[list[Any]]:
         """The messages that are there now, a bounded number."""
-        for _ in range(_AT_ONCE):
+        for _ in range(AT_ONCE):
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:

@@ -10,6 +10,7 @@ import argparse
 import faulthandler
 import logging
 import os
+import socket
 import sys
 from collections.abc import Sequence
 
@@ -50,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return _USAGE_ERROR
     settings = AgentSettings(
-        name=options.name or os.environ.pop(_NAME_VARIABLE, None) or f"pid-{os.getpid()}",
+        name=options.name
+        or os.environ.pop(_NAME_VARIABLE, None)
+        or f"{socket.gethostname()}-{os.getpid()}",
         slots=_processors() if options.slots == "auto" else int(options.slots),
         grace_s=options.grace,
         join_timeout_s=options.join_timeout,

@@ -149,6 +149,11 @@ class Scheduler:
             return None
         return lease.stretch.blocks[lease.start + position]
 
+    def progress_of(self, lease_id: int, worker: str) -> tuple[int, int] | None:
+        """How many blocks a worker has answered of a lease, and how many not; None if it has no such."""
+        lease = self._books.leases.get(lease_id)
+        return None if lease is None or lease.worker.name != worker else (lease.done, lease.outstanding)
+
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take in what has happened; return what is to be done about it, in order."""
         self._story.append((now, event))

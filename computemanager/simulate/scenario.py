@@ -27,8 +27,9 @@ class Scenario:
         Blocks that take so many times longer.
     slowness : tuple of float
         How many times slower than usual the first, second ... host is; the last one goes for all others.
-    start_s, delay_s, caller_s : float
-        What it takes to start a host, to carry a message, and the caller to take an outcome.
+    start_s, delay_s, caller_s, overhead_s : float
+        What it takes to start a host, to carry a message, the caller to take an outcome, and a worker to begin
+        with a lease.
     raising, killing, hanging : dict of int to int
         Blocks whose first so many attempts raise, end their slot, or do not end.
     block_timeout_s : float or None
@@ -59,6 +60,7 @@ class Scenario:
     start_s: float = 0.0
     delay_s: float = 0.0
     caller_s: float = 0.0
+    overhead_s: float = 0.0
     raising: dict[int, int] = field(default_factory=dict)
     killing: dict[int, int] = field(default_factory=dict)
     hanging: dict[int, int] = field(default_factory=dict)
@@ -107,7 +109,7 @@ class Scenario:
             "skip": chance.random() < 0.5,
             "speculate": chance.random() < 0.75,
             "min_workers": chance.randint(1, hosts),
-            "start_timeout_s": now_and_then(20.0 * (1 + job_s)),
+            "start_timeout_s": now_and_then(40.0, 20.0 * (1 + job_s)),
             "outcome_timeout_s": now_and_then(100.0 * (1 + block_s)),
         }
         timeout_s = now_and_then(300.0 * block_s + 1.0)
@@ -125,6 +127,7 @@ class Scenario:
             start_s=chance.choice((0.0, 0.5, 60.0)),
             delay_s=0.0 if local else chance.choice((0.0, 0.001, 0.1)),
             caller_s=chance.choice((0.0, 0.0, block_s / hosts)),
+            overhead_s=chance.choice((0.0, 0.0, min(0.1, block_s))),
             raising=some_blocks(99),
             killing=some_blocks(99),
             hanging=some_blocks(99) if timeout_s is not None else {},

@@ -272,7 +272,7 @@ class World:
         if not slot.queue:
             return
         lease, blocks = slot.queue[0]
-        end = self._agenda.now
+        end = self._agenda.now + (0.0 if slot.done else self._scenario.overhead_s)
         for position in range(slot.done, len(blocks)):
             mishap = self._mishap(slot, lease, blocks, position)
             end += self._block_s[blocks[position]] * slot.host.slowness
@@ -321,7 +321,8 @@ class World:
         lease, blocks = slot.queue[0]
         handed_in = blocks[slot.done : slot.done + number]
         slot.done += number
-        event = Answered(slot.name, lease, number, seconds, 0.0, slot.starved)
+        overhead_s = self._scenario.overhead_s if slot.done == number else 0.0
+        event = Answered(slot.name, lease, number, seconds - overhead_s, overhead_s, slot.starved)
         self._report(slot.host, event, handed_in)
         if slot.done == len(blocks):
             slot.queue.popleft()

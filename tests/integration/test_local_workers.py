@@ -13,7 +13,7 @@ import pytest
 
 from computemanager import Job, Settings, WorkersLostError, manager_class, processes, subproc, transport
 from computemanager.errors import PayloadError, PoisonBlockError
-from computemanager.subproc import THREAD_VARIABLES
+from computemanager.hub import THREAD_VARIABLES
 
 
 def run(function: Any, blocks: Any, **settings: Any) -> list[Any]:

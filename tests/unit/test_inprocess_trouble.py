@@ -21,6 +21,7 @@ from computemanager.base import ComputeWorkerManager, manager_class
 from computemanager.calling import Snapshot
 from computemanager.errors import BlockError, PayloadError, SettingsError
 from computemanager.model import Job, Outcome, Settings
+from computemanager.testing import nothing_left
 
 KINDS = ["CW_NONE", "CW_THREADS"]
 
@@ -328,6 +329,51 @@ def test_threads_put_on_disk_what_waits_for_a_slow_block() -> None:
         for index, outcome in enumerate(run):
             assert outcome.block_index == index and (outcome.value == index).all()
     assert manager.statistics.spilled_bytes >= 44 * 20_000
+
+
+def test_threads_get_new_blocks_while_the_caller_takes_what_waited() -> None:
+    """One slow block, then a caller that takes its time over what has piled up behind it."""
+    others = threading.Event()
+    computed = [threading.Event() for _ in range(200)]
+    kept = 0
+
+    def work(block: int) -> None:
+        if block == 0:
+            assert others.wait(60)
+        computed[block].set()
+
+    def keep(*_: Any) -> None:
+        nonlocal kept
+        kept += 1
+        if kept == 50:
+            others.set()
+
+    manager = make("CW_THREADS")
+    manager._keep = keep
+    for outcome in manager._run(Job(work), iter(range(200))):
+        if outcome.block_index < 40:
+            assert computed[50 + outcome.block_index].wait(20), "the threads have nothing to do"
+
+
+def test_a_run_that_is_closed_leaves_nothing_of_what_is_on_disk() -> None:
+    enough = threading.Event()
+    manager = make("CW_THREADS", window_bytes=1)
+
+    def keep(indexes: Sequence[int], *_: Any) -> None:
+        if indexes == [20]:
+            enough.set()
+
+    def work(block: int) -> Any:
+        if block == 0:
+            assert enough.wait(60)
+        return np.zeros(10_000)
+
+    manager._keep = keep
+    with nothing_left():
+        run = manager._run(Job(work), iter(range(1000)))
+        next(run)
+        assert manager.statistics.spilled_bytes > 0
+        run.close()
 
 
 # -- going back ----------------------------------------------------------------------------------------

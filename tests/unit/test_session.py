@@ -716,6 +716,24 @@ def test_a_table_that_is_cut_is_refused() -> None:
         make().receive([with_new_checksum(packet[0][:-1]), b"y"])
 
 
+@pytest.mark.parametrize(
+    ("packet", "complaint"),
+    [
+        (forge(DATA, BEGINS, 1, b"abc", table=[3], nbytes=4), "parts of 3 bytes; 4 are announced"),
+        (forge(DATA, BEGINS, 1, b"", b"a", table=[0, 1]), "part 0 has 0 bytes; 1 of frame 1 are missing"),
+        (forge(DATA, BEGINS, 1, b"a", b"b", table=[1]), "part 1 comes after the last of 1 frames"),
+        (forge(DATA, BEGINS, 1, b"ab", table=[]), "part 0 comes after the last of 0 frames"),
+    ],
+    ids=["wrong sum", "empty part", "too many parts", "no frames"],
+)
+def test_a_beginning_that_does_not_add_up_is_refused(packet: list[bytes], complaint: str) -> None:
+    there = make()
+    before = snapshot(there)
+    with pytest.raises(BadPacket, match=complaint):
+        there.receive(packet)
+    assert snapshot(there) == before
+
+
 def test_a_rest_that_looks_like_all_of_its_message_is_refused() -> None:
     there = make()
     there.receive(forge(DATA, BEGINS, 1, b"xy", table=[5, 5]))

@@ -331,19 +331,20 @@ def test_causes_are_counted_apart() -> None:
     assert farm.gave_up == GiveUp(Cause.BLOCK_TIMEOUT, 0, 2, "w2", "ran for 5 s")
 
 
-def test_a_lost_host_counts_against_all_that_it_held_and_kills_do_not() -> None:
-    farm = Farm(num_workers=1, max_losses_per_block=3, max_kills_per_block=1)
+def test_a_lost_host_counts_against_all_that_it_held_also_what_was_queued() -> None:
+    farm = Farm(num_workers=1, max_losses_per_block=2)
     farm.plan(100)
-    for _ in range(2):
-        farm.join_all()
-        farm.answer(min(farm.leases), seconds=0.001)  # progress, so that it is not all hosts that end
-        assert farm.gave_up is None
-        farm.end_host(farm.joined[0])
     farm.join_all()
-    held = farm.leases[min(farm.leases)].left[0]
+    farm.answer(farm.holder(0), seconds=0.01)
+    assert len(farm.held("w0")) == 2
+    queued = farm.leases[farm.held("w0")[1]].left[0]
+    farm.end_host("w0")
+    farm.join_all()
+    while queued not in farm.leases[min(farm.leases)].left:
+        farm.answer(min(farm.leases), seconds=0.1)
     assert farm.gave_up is None
-    farm.end_host(farm.joined[0])
-    assert farm.gave_up is None or farm.gave_up.block == held
+    farm.end_host("w1")
+    assert farm.gave_up == GiveUp(Cause.LOST_TOO_OFTEN, queued, 2, "w1", "host is gone")
 
 
 def test_a_block_that_is_lost_too_often_ends_the_job_even_where_blocks_may_be_skipped() -> None:
