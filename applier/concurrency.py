@@ -182,11 +182,11 @@ computeWorkerKind=applier.CW_SUBPROC (processes) or applier.CW_THREADS (threads)
         for item in fields(self):
             if item.name.endswith("Timeout") or item.name == "maxRuntime":
                 _check_timeout(item.name, getattr(self, item.name))
-        if self.graceTime is None:
+        if not _is_above_zero(self.graceTime):
             raise SettingsError(
-                "graceTime=None: give a number of seconds above 0; a lost worker must be noticed some time"
+                f"graceTime={self.graceTime!r}: give a number of seconds above 0; a lost worker must be "
+                "noticed some time"
             )
-        _check_timeout("graceTime", self.graceTime)
 
     def _check_combinations(self) -> None:
         """Check the parameters against each other."""
@@ -268,9 +268,12 @@ def _count(name: str, value: Any, least: int = 0) -> int:
 
 
 def _check_timeout(name: str, value: Any) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value is not None and not (is_number and value > 0):
+    if value is not None and not _is_above_zero(value):
         raise SettingsError(f"{name}={value!r}: give a number of seconds above 0, or None for no limit")
+
+
+def _is_above_zero(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
 def _processors() -> int:

@@ -108,13 +108,17 @@ class _Fingerprint:
     """One digest in the making."""
 
     def __init__(self) -> None:
-        self._users = {"__main__", *(module.__name__ for module in modules_beside_script())}
         self._done: dict[int, tuple[bytes, Any]] = {}  # the object too, so that its id stays its own
         self._under_way: dict[int, int] = {}  # objects that are being looked at, outermost first
         self._waiting: dict[str, Any] = {}  # named functions and classes to be looked at
         self._named: dict[str, bytes] = {}
         self._versions: dict[str, bytes] = {}
         self._trail: list[tuple[str, Any]] = []  # where in the value this is
+
+    @functools.cached_property
+    def _users(self) -> set[str]:
+        """Names of the modules that are the user's own."""
+        return {"__main__", *(module.__name__ for module in modules_beside_script())}
 
     def of(self, value: Any) -> bytes:
         """Digest a value and all it refers to."""

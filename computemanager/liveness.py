@@ -104,7 +104,7 @@ class PieceSize:
     >>> size = PieceSize(0.0)
     >>> size.nbytes == PieceSize.LEAST
     True
-    >>> size.saw(1.0, acknowledged=200_000_000, busy=True)
+    >>> size.saw(1.0, acknowledged=400_000_000, busy=True)
     >>> size.nbytes == PieceSize.MOST
     True
     """

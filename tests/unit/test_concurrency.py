@@ -143,7 +143,8 @@ SENSELESS = [
     ({"minComputeWorkers": 2}, "minComputeWorkers=2 with numComputeWorkers=0"),
     ({"speculation": 1}, "speculation=1: give True or False"),
     ({"graceTime": None}, "graceTime=None: give a number of seconds"),
-    ({"graceTime": -1}, "graceTime=-1: give a number of seconds above 0"),
+    ({"graceTime": -1}, "graceTime=-1: give a number of seconds above 0; a lost worker"),
+    ({"graceTime": True}, "graceTime=True: give a number of seconds"),
     ({"maxRuntime": 0}, "maxRuntime=0: give a number of seconds above 0"),
 ]
 

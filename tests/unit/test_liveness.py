@@ -42,6 +42,14 @@ def test_a_pause_in_which_nobody_looked_does_not_count() -> None:
     assert peer.state(1002.0) is Health.SILENT
 
 
+@pytest.mark.parametrize(("pause_s", "state"), [(1.5, Health.SILENT), (1.6, Health.WELL)])
+def test_a_pause_is_more_than_half_of_the_time_until_silence(pause_s: float, state: Health) -> None:
+    peer = Liveness(0.0, silent_s=3.0, grace_s=10.0)
+    peer.looked(1.5)
+    peer.looked(1.5 + pause_s)
+    assert peer.state(1.5 + pause_s) is state
+
+
 def test_a_silent_peer_is_not_gone_after_a_pause_but_still_silent() -> None:
     peer = Liveness(0.0, silent_s=2.0, grace_s=10.0)
     for now in range(1, 6):
