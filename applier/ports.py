@@ -97,8 +97,6 @@ class Plan:
         given as a `ReadBlock`.
     sinks : sequence of Sink
         In the order of `BlockResult.encoded`.
-    block_bytes : int
-        About what a block takes in memory; bounds how many are under way.
     describe : callable
         Words for a block, for messages.
     environment : callable
@@ -112,7 +110,6 @@ class Plan:
     source: BlockSource
     task: Task
     sinks: Sequence[Sink]
-    block_bytes: int
     describe: Callable[[Any], str]
     environment: Callable[[], AbstractContextManager[None]]
     worker_environment: Callable[[int], dict[str, str]]

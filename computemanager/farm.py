@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from computemanager import crew as happened
 from computemanager import payload
-from computemanager.calling import Failure, block_error
+from computemanager.calling import Failure, block_error, skipped_block
 from computemanager.crew import Crew, Happening
 from computemanager.errors import (
     BlockTimeoutError,
@@ -263,7 +263,7 @@ class Farm:
         except Exception as error:
             refusal = PayloadError(
                 f"what the function returned cannot be unpickled in this process: {type(error).__name__}: "
-                f"{error}. Return something of plain types and arrays, or of classes that can be imported here"
+                f"{error}. Return plain types and arrays, or classes that can be imported here"
             )
             failure = Failure(refusal, traceback.format_exc())
             self._take(happened.Failure(worker, message.lease, done, failure.dumps()))
@@ -320,11 +320,9 @@ class Farm:
         pickled = self._failures.pop(action.block, None)
         if pickled is not None and action.cause is Cause.USER_EXCEPTION:
             failure = Failure(*pickle.loads(pickled))
-            reason = f"{type(failure.original).__name__}: {failure.original}"
-            text = failure.traceback_text
+            skipped = skipped_block(action.block, block, action.worker, failure, action.attempts)
         else:
-            reason, text = action.evidence, ""
-        skipped = Skipped(action.block, block, reason, text, action.attempts, action.worker)
+            skipped = Skipped(action.block, block, action.evidence, "", action.attempts, action.worker)
         self._window.put(Outcome(action.block, None, action.worker, skipped))
         self._statistics.skipped += 1
 
@@ -344,7 +342,9 @@ class Farm:
         if cause is Cause.USER_EXCEPTION:
             assert block is not None and action.block is not None
             failure = Failure(*pickle.loads(self._failures[action.block]))
-            error = block_error(self._job, block, self._blocks[action.block], action.worker, failure)
+            error = block_error(
+                self._job, block, self._blocks[action.block], action.worker, failure, attempts
+            )
             raise error from failure.original
         if cause is Cause.POISON_BLOCK:
             assert block is not None

@@ -206,7 +206,7 @@ class SlotHub:
         return buffer
 
     def release(self, buffers: Iterable[Any]) -> None:
-        """These buffers will not go to a slot; where they came from `allocate`, their memory is free again."""
+        """These buffers go to no slot; where they came from `allocate`, their memory is free again."""
         for buffer in buffers:
             slab, _ = self._allocated.pop(id(buffer), (NO_SLAB, None))
             if slab != NO_SLAB and self.writer is not None:

@@ -80,13 +80,10 @@ def plan_rasters(
     task = TileTask(
         function, source, outputs, grid, tiles, margin, {n: infiles[n] for n in symbolic_names(infiles)}
     )
-    largest = tiles.tile(0)
     return Plan(
         source=_TileSource(tiles, source),
         task=task,
         sinks=[RasterSink(spec, controls.run.tempdir) for spec in outputs],
-        # Outputs are not known yet: one float64 band each is a fair guess.
-        block_bytes=source.nbytes(largest) + 8 * largest.height * largest.width * len(outputs),
         describe=_describe,
         environment=cache.environment,
         worker_environment=cache.worker_environment,

@@ -138,24 +138,6 @@ class RasterSource:
             in_list.append(block)
         return blocks
 
-    def nbytes(self, tile: Tile) -> int:
-        """Return how many bytes `read` gives for this tile.
-
-        Parameters
-        ----------
-        tile : Tile
-
-        Returns
-        -------
-        int
-        """
-        pixels = (tile.height + 2 * self.margin) * (tile.width + 2 * self.margin)
-        return pixels * _bytes_per_pixel(self.inputs)
-
-
-def _bytes_per_pixel(inputs: Sequence[RasterInput]) -> int:
-    return sum(len(each.layers) * np.dtype(each.dtype).itemsize for each in inputs)
-
 
 def _as_pixel(value: float | None, dtype: np.dtype[Any]) -> Any:
     """The fill value in `dtype`; 0 where it has no place there (-9999 declared for a byte, say)."""

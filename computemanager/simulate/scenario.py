@@ -28,8 +28,8 @@ class Scenario:
     slowness : tuple of float
         How many times slower than usual the first, second ... host is; the last one goes for all others.
     start_s, delay_s, caller_s, overhead_s : float
-        What it takes to start a host, to carry a message, the caller to take an outcome, and a worker to begin
-        with a lease.
+        What it takes to start a host, to carry a message, the caller to take an outcome, and a worker to
+        begin with a lease.
     raising, killing, hanging : dict of int to int
         Blocks whose first so many attempts raise, end their slot, or do not end.
     block_timeout_s : float or None

@@ -362,14 +362,15 @@ class World:
     def _freeze(self, slot: PaperSlot) -> None:
         if slot.dead or self._scenario.until_freeze_s is None:
             return
+        still_s = 0.0
         if slot.queue and slot.ends:
             still_s = self._chance.expovariate(1.0 / self._scenario.freeze_s)
             slot.turn += 1
             turn = slot.turn
-            last = slot.ends[-1] + still_s
             slot.ends = [end if end < self._agenda.now else end + still_s for end in slot.ends]
-            self._agenda.at(last, lambda: self._reach(slot, turn))
-        self._agenda.at(self._mean(self._scenario.until_freeze_s), lambda: self._freeze(slot))
+            self._agenda.at(slot.ends[-1], lambda: self._reach(slot, turn))
+        again = still_s + self._mean(self._scenario.until_freeze_s)
+        self._agenda.at(again, lambda: self._freeze(slot))
 
     def _give_back(self, slot: PaperSlot, lease: int) -> None:
         """Hand back a lease that was not begun with."""

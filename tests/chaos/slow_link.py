@@ -14,6 +14,7 @@ the caller writes     the answer                meaning
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import random
@@ -97,8 +98,9 @@ class Relay:
 
 
 def say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    # Past sys.stdout, which would complain at its end: whoever killed the caller does not want to hear it.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(1, f"{text}\n".encode())
 
 
 def main(left: str, right: str, seed: str) -> None:

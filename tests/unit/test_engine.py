@@ -112,7 +112,6 @@ class Case:
             source=source,
             task=task,
             sinks=self.sinks,
-            block_bytes=8,
             describe=lambda block: f"number {block}",
             environment=self.environment,
             worker_environment=lambda workers: {},
@@ -257,7 +256,6 @@ def settings_for(**style: Any) -> Settings:
         source=Numbers(1),
         task=lambda block: BlockResult([], 0, 0, 0),
         sinks=[],
-        block_bytes=10**12,
         describe=str,
         environment=contextlib.nullcontext,
         worker_environment=lambda count: {"COUNT": str(count)},
@@ -314,7 +312,7 @@ def test_every_option_of_the_style_reaches_the_manager() -> None:
 def test_the_defaults_of_the_style_are_those_of_the_manager() -> None:
     controls = ApplierControls()
     plan = Plan(
-        Numbers(1), lambda block: BlockResult([], 0, 0, 0), [], 8, str, contextlib.nullcontext, lambda n: {}
+        Numbers(1), lambda block: BlockResult([], 0, 0, 0), [], str, contextlib.nullcontext, lambda n: {}
     )
     assert _settings(controls.run, plan) == Settings(window_bytes=WINDOW_BYTES)
 

@@ -262,19 +262,28 @@ def travel(frames: list[Any], chance: random.Random, loss: float) -> list[Any]:
     return message
 
 
-@given(value=values, slabs=st.booleans(), loss=st.sampled_from([0.0, 0.0, 0.2]), seed=st.integers(0, 1000))
+@given(
+    value=values,
+    more=st.lists(st.sampled_from(SIZES), max_size=5),
+    slabs=st.booleans(),
+    loss=st.sampled_from([0.0, 0.0, 0.2]),
+    seed=st.integers(0, 1000),
+)
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_any_result_arrives_as_it_was(value: Any, slabs: bool, loss: float, seed: int) -> None:
+def test_any_result_arrives_as_it_was(
+    value: Any, more: list[int], slabs: bool, loss: float, seed: int
+) -> None:
+    values = [value, value, *(np.full(size // 8, number + 0.5) for number, size in enumerate(more))]
     with tempfile.TemporaryDirectory() as directory:
         writer = SlabWriter(directory, "w") if slabs else None
         reader = SlabReader(directory, "w") if slabs else None
-        packed = payload.pack([value, value], writer)
+        packed = payload.pack(values, writer)
         sent = Message(Kind.ANSWER, seed, 1, *packed, seconds=0.5, has_state=True)
         message = wire.decode(travel(wire.encode(sent), random.Random(seed), loss))
         assert message[:3] == sent[:3] and message[6:] == sent[6:]
         received = payload.unpack(message.payload, message.places, message.buffers, reader)
         assert received[0] is received[1] or not isinstance(value, (np.ndarray, list, dict))
-        assert same(value, received[0])
+        assert same(values, received)
         if reader is not None:
             check_slabs(reader, [place.slab for place in packed.places if place.slab != NO_SLAB], received)
 

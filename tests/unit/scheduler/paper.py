@@ -127,7 +127,7 @@ class Farm:
     def answer(
         self, number: int, count: int | None = None, seconds: float = 0.001, *, starved: bool = False
     ) -> None:
-        """Hand in some blocks of a lease, or all; each took so many seconds, in which nothing else happens."""
+        """Hand in some blocks of a lease, or all. So many seconds pass first, which each of them took."""
         lease = self.leases[number]
         blocks = lease.left[:count]
         lease.done += len(blocks)

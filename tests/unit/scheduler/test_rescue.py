@@ -1,4 +1,4 @@
-"""What is done about workers that are silent, slow or late: copies, recalls, and work that is kept from them."""
+"""What is done about workers that are silent, slow or late: copies, recalls, and work kept from them."""
 
 from __future__ import annotations
 
