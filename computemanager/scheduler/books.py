@@ -66,7 +66,7 @@ class Books:
             worker.progress_at = now
         self.leases[lease.number] = worker.leases[lease.number] = lease
         self.roster.has_work(worker)
-        self.roster.file(worker)
+        self.roster.place(worker)
         self.stragglers.note(worker, progressed=len(worker.leases) == 1)
         blocks = stretch.blocks[start:] if start else stretch.blocks
         actions.append(Dispatch(worker.name, lease.number, blocks))

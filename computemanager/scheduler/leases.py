@@ -60,14 +60,15 @@ class Stretch:
 
     def advance(self, start: int, stop: int) -> list[int] | range:
         """Count positions from `start` up to `stop` as answered; return those that were not finished yet."""
-        first = max(start, self.accepted)
+        first = start if start > self.accepted else self.accepted
         if stop <= first:
             return range(0)
         fresh: list[int] | range = range(first, stop)
         if self.skipped:
             fresh = [position for position in fresh if position not in self.skipped]
         self.accepted = stop
-        self._pass_skipped()
+        if self.skipped:
+            self._pass_skipped()
         return fresh
 
     def skip(self, position: int) -> None:
@@ -80,10 +81,9 @@ class Stretch:
         return position < self.accepted or position in self.skipped
 
     def _pass_skipped(self) -> None:
-        if self.skipped:
-            while self.accepted in self.skipped:
-                self.accepted += 1
-            self.skipped = {position for position in self.skipped if position >= self.accepted}
+        while self.accepted in self.skipped:
+            self.accepted += 1
+        self.skipped = {position for position in self.skipped if position >= self.accepted}
 
 
 class Lease:

@@ -267,9 +267,14 @@ class Scheduler:
                 books.stale_answers += 1
             else:
                 books.blame(lease, position, Cause.USER_EXCEPTION, (event.worker, ""), now, actions)
+        was_on_it = next(iter(lease.worker.leases)) == event.lease
         returned = books.close(lease)
         books.retries += returned if isinstance(event, Raised) else 0
-        self._has_progressed(lease.worker, now)
+        if was_on_it:
+            self._has_progressed(lease.worker, now)
+        else:  # what it gives back from its queue says nothing about the block that it is on
+            books.roster.stir(lease.worker)
+            books.refile(lease.worker)
 
     def _has_progressed(self, worker: Worker, now: float) -> None:
         worker.progress_at = now

@@ -107,10 +107,10 @@ class Worker:
         held = len(self.leases)
         if held == 0:
             return 0
-        first = next(iter(self.leases.values()))
-        if held >= self.credit or first.stretch.suspect or not policy.is_quick(self.seconds_per_block):
+        if held >= self.credit or not policy.is_quick(self.seconds_per_block):
             return None
-        return held
+        first = next(iter(self.leases.values()))
+        return None if first.stretch.suspect else held
 
 
 class Roster:
@@ -190,18 +190,24 @@ class Roster:
 
     def first_free(self, *, deep: bool) -> Worker | None:
         """The worker with the least on its hands; without `deep`, only one that has nothing."""
-        for queue in self._queues if deep else self._queues[:1]:
+        for queue in self._queues:
             if queue:
                 return next(iter(queue))
+            if not deep:
+                break
         return None
 
     def file(self, worker: Worker) -> None:
         """Put a worker where it belongs after anything that concerns it has changed."""
+        self.place(worker)
+        pace = worker.seconds_per_block
+        self._count_rate(worker, 0 if pace is None or not worker.host.well else policy.rate_of(pace))
+
+    def place(self, worker: Worker) -> None:
+        """The same, where neither its pace nor its host have changed."""
         place = worker.proper_place()
         if place != worker.place:
             self._move(worker, place)
-        pace = worker.seconds_per_block
-        self._count_rate(worker, 0 if pace is None or not worker.host.well else policy.rate_of(pace))
 
     def file_all(self, host: Host) -> None:
         """The same for all workers of a host."""

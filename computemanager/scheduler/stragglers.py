@@ -27,10 +27,14 @@ class Stragglers:
     def note(self, worker: Worker, *, progressed: bool = False) -> None:
         """Put a worker where it belongs, after its leases, their copies or its host's state have changed."""
         silent = worker.host.silent
+        leases = worker.leases
         slow = not silent and self._lease_to_copy(worker) is not None
         _put(self._slow, worker, slow, progressed)
-        _put(self._queued, worker, not silent and self._lease_to_recall(worker) is not None, progressed)
-        for lease in worker.leases.values():
+        queued = not silent and len(leases) > 1 and self._lease_to_recall(worker) is not None
+        _put(self._queued, worker, queued, progressed)
+        if not (silent or self._silent):
+            return
+        for lease in leases.values():
             at = None
             if silent and lease.may_be_copied:
                 at = lease.stretch.blocks[lease.stretch.accepted]

@@ -1,7 +1,7 @@
 """Faults at random moments while a job runs, and a table of what was done and survived.
 
-The same seed gives the same faults in the same order on the same hosts. Which process of a host is hit, and where
-the job is at that moment, is up to the machine.
+The same seed gives the same faults in the same order on the same hosts. Which process of a host is hit, and
+where the job is at that moment, is up to the machine.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-import psutil
+import pytest
 
 from tests.chaos.network import Direction, Host, Network, frozen
+
+psutil = pytest.importorskip("psutil", reason="finding processes needs psutil (extra 'test')")
 
 __all__ = ["ALL", "NETWORK", "PROCESSES", "Fault", "FaultTable", "Mischief", "Planned", "schedule"]
 
@@ -59,8 +61,8 @@ class Fault(NamedTuple):
 
 
 # -- kinds of faults ---------------------------------------------------------------------------------------
-# Each begins a fault on a host, leaves in the stack what mends it, and says what it did; "" if there was nothing
-# to do it to.
+# Each begins a fault on a host, leaves in the stack what mends it, and says what it did; "" if there was
+# nothing to do it to.
 
 Begin = Callable[[Host, contextlib.ExitStack, int], str]
 

@@ -7,10 +7,9 @@
        10.77.0.254     +-- br0 ---+-- p2 ---- h2
                                   +-- p3 ---- h3     10.77.0.3
 
-Main and each host have a namespace, with one Ethernet device ``eth0`` whose other end is a port of the bridge.
-Nothing is made in the machine's own namespace, so the addresses clash with nobody's, and any number of networks
-live side by side. The name of a namespace holds the process that made it: what a killed test run has left is
-removed by the next one.
+Main and each host have a namespace, with one Ethernet device ``eth0`` whose other end is a port of the
+bridge. Nothing is made in the machine's own namespace, so the addresses clash with nobody's, and any number
+of networks live side by side. What a killed test run has left is removed by the next one.
 
 All this needs Linux, root and a few programs; `network_or_skip` skips a test and says what is missing.
 """
@@ -18,21 +17,31 @@ All this needs Linux, root and a few programs; `network_or_skip` skips a test an
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pytest
+
+from tests.chaos.namespaces import (
+    enter,
+    firewall,
+    inside,
+    ip_batch,
+    own_prefix,
+    processes_in,
+    remove_namespace,
+    remove_strays,
+    run,
+    wait_until,
+)
 
 psutil = pytest.importorskip("psutil", reason="finding processes needs psutil (extra 'test')")
 
@@ -43,112 +52,20 @@ __all__ = [
     "SlowLink",
     "frozen",
     "network_or_skip",
-    "remove_strays",
-    "wait_until",
 ]
 
 Value = TypeVar("Value")
 Direction = Literal["in", "out", "both"]
 
-NAMESPACES = Path("/run/netns")
-PREFIX = "cmtest"
-CLONE_NEWNET = 0x40000000
 NEEDED = {"ip": "iproute2", "tc": "iproute2", "ss": "iproute2", "nft": "nftables", "nsenter": "util-linux"}
 """Programs, and the Debian packages that they come with."""
 
-SLOT_WORD = "computemanager.slot"
+SLOT_WORDS = "from computemanager.slot import"
 """In the command line of every slot process."""
-
-_serial = itertools.count(1)
 
 
 class NetworkUnavailable(Exception):
     """Networks cannot be made here; the message says why."""
-
-
-def run(*command: str, text: str | None = None) -> str:
-    """Run a command of the system, give its output, or raise an error that holds what it said."""
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=30, check=False)
-    if done.returncode:
-        raise OSError(f"{' '.join(command)!r} failed ({done.returncode}): {done.stderr.strip()}; input: {text}")
-    return done.stdout
-
-
-def wait_until(condition: Callable[[], Value], patience_s: float = 20.0) -> Value:
-    """Poll until a condition holds, and return what it gave."""
-    deadline = time.monotonic() + patience_s
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"did not come about within {patience_s} s: {condition}")
-        time.sleep(0.01)
-    return value
-
-
-# -- namespaces, and whose they are ------------------------------------------------------------------------
-
-
-def started_at(pid: int) -> int | None:
-    """When a process started, in ticks since the machine did; None if it is not there or only a zombie."""
-    try:
-        # The name of the program, in brackets, may hold anything; what is behind it is numbers.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-def processes_in(namespace: str) -> list[Any]:
-    """Return the processes in a namespace."""
-    found = []
-    with contextlib.suppress(OSError):
-        wanted = os.stat(NAMESPACES / namespace)
-        for process in psutil.process_iter():
-            # A zombie is in no namespace any more.
-            with contextlib.suppress(OSError):
-                if os.path.samestat(wanted, os.stat(f"/proc/{process.pid}/ns/net")):
-                    found.append(process)
-    return found
-
-
-def remove_namespace(name: str) -> None:
-    """Kill what runs in a namespace and remove it."""
-
-    def empty() -> bool:
-        for process in (there := processes_in(name)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()  # again and again: it may have started others meanwhile
-        return not there
-
-    wait_until(empty)
-    with contextlib.suppress(OSError):  # two test runs may clear up the same stray
-        run("ip", "netns", "del", name)
-
-
-def remove_strays() -> list[str]:
-    """Remove the namespaces of processes that are no more, with all that runs in them; return their names."""
-    strays = []
-    for path in NAMESPACES.glob(f"{PREFIX}-*"):
-        made_by = re.match(rf"{PREFIX}-(\d+)-(\d+)-", path.name)
-        if made_by and started_at(int(made_by[1])) != int(made_by[2]):
-            strays.append(path.name)
-            remove_namespace(path.name)
-    return strays
-
-
-def inside(namespace: str) -> list[str]:
-    """Return what to put before a command that is to run in a namespace, as the same process."""
-    return ["nsenter", f"--net={NAMESPACES / namespace}", "--"]
-
-
-def enter(namespace: str) -> None:
-    """Take the calling thread into a namespace, for good."""
-    library = ctypes.CDLL(None, use_errno=True)
-    descriptor = os.open(NAMESPACES / namespace, os.O_RDONLY)
-    try:
-        if library.setns(descriptor, CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), f"cannot enter the namespace {namespace}")
-    finally:
-        os.close(descriptor)
 
 
 # -- one computer, and its faults --------------------------------------------------------------------------
@@ -252,7 +169,9 @@ class Host:
         As a firewall does that was restarted and has forgotten its connections: the others see the
         connection reset, this host sees silence, and no new connection is made.
         """
-        with firewall(self.namespace, "inet", "input", 'iifname "eth0" meta l4proto tcp reject with tcp reset'):
+        with firewall(
+            self.namespace, "inet", "input", 'iifname "eth0" meta l4proto tcp reject with tcp reset'
+        ):
             yield
 
     def reset_connections(self) -> int:
@@ -318,9 +237,17 @@ class Host:
 
 def is_slot(process: Any) -> bool:
     try:
-        return any(SLOT_WORD in word for word in process.cmdline())
+        return any(SLOT_WORDS in word for word in process.cmdline())
     except psutil.Error:
         return False
+
+
+def is_still(process: Any) -> bool:
+    """Whether a process is stopped, or has ended."""
+    try:
+        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return True
 
 
 @contextlib.contextmanager
@@ -330,28 +257,12 @@ def frozen(*processes: Any) -> Iterator[None]:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.suspend()
+        wait_until(lambda: all(map(is_still, processes)))
         yield
     finally:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
-
-
-@contextlib.contextmanager
-def firewall(namespace: str, family: str, hook: str, rules: str) -> Iterator[None]:
-    """Within, there are rules at a hook of a namespace, in a table of their own."""
-    table = f"{family} fault{next(_serial)}"
-    chain = f"chain rules {{ type filter hook {hook} priority 0; {rules}; }}"
-    run(*inside(namespace), "nft", "-f", "-", text=f"table {table} {{ {chain}; }}\n")
-    try:
-        yield
-    finally:
-        run(*inside(namespace), "nft", "delete", "table", *table.split())
-
-
-def ip_batch(namespace: str, *commands: str) -> None:
-    """Run several commands of `ip` in a namespace, in one go."""
-    run("ip", "-n", namespace, "-batch", "-", text="\n".join(commands))
 
 
 class SlowLink:
@@ -430,11 +341,12 @@ class Network:
     """
 
     def __init__(self, num_hosts: int = 3) -> None:
-        owner = f"{PREFIX}-{os.getpid()}-{started_at(os.getpid())}-{next(_serial)}"
+        owner = own_prefix()
         self._hub = f"{owner}-hub"
         self.main = Host("main", "10.77.0.254", f"{owner}-main", self._hub, "p0")
         self.hosts = [
-            Host(f"h{n}", f"10.77.0.{n}", f"{owner}-h{n}", self._hub, f"p{n}") for n in range(1, num_hosts + 1)
+            Host(f"h{n}", f"10.77.0.{n}", f"{owner}-h{n}", self._hub, f"p{n}")
+            for n in range(1, num_hosts + 1)
         ]
 
     def __enter__(self) -> Network:

@@ -1,7 +1,7 @@
 """A process that passes Ethernet frames between two devices, late, and loses some of them.
 
-Kernels can do this themselves, with netem, but not all are built with it. `tests.chaos.network` starts this file as
-a program in the namespace where the two devices are to be; it speaks with it by lines of text:
+Kernels can do this themselves, with netem, but not all are built with it. `tests.chaos.network` starts this
+file as a program in the namespace where the two devices are to be, and speaks with it by lines of text:
 
 ====================  ========================  =====================================================
 the caller writes     the answer                meaning

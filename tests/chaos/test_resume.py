@@ -179,10 +179,11 @@ def test_killed_and_resumed(
     size = 0
     while kills < KILLS:
         process = job.start(kind)
-        # From before anything is kept to some way on; a block is about 2600 bytes.
-        job.wait_for(process, size + chance.choice([0, 1, chance.randrange(60_000)]))
-        if chance.random() < 0.2:
-            time.sleep(chance.uniform(0, 0.3))  # also while it starts, and looks through what is there
+        # Some blocks further on (one is about 2600 bytes), or while it starts and looks at what is there.
+        more = chance.choice([0, chance.randrange(60_000), chance.randrange(60_000)])
+        job.wait_for(process, size + more)
+        if not more:
+            time.sleep(chance.uniform(0, 0.4))
         if process.poll() is not None:
             break
         kills += job.end(process, signal.SIGKILL) == -signal.SIGKILL

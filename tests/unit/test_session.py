@@ -484,6 +484,21 @@ def test_a_peer_that_asks_for_packets_again_and_acknowledges_them_gets_none() ->
     assert here.idle and not list(here.packets())
 
 
+def test_packets_may_become_larger_and_smaller_within_a_message() -> None:
+    here, there = make(window_bytes=10**6), make()
+    message = [bytes(range(250)) * 3, b"", b"tail"]
+    here.send(message)
+    messages: list[list[Any]] = []
+    for size in (FRAGMENT, 200, 1, 10_000):
+        here.fragment_bytes = size
+        packet = next(here.packets())
+        assert sum(map(len, packet[1:])) == min(size, 754 - FRAGMENT - 201)
+        messages += there.receive(plain(packet))
+    here.receive(there.beat())
+    assert [plain(each) for each in messages] == [message]
+    assert here.idle and here.acknowledged > 754 and there.acknowledged == 0
+
+
 def test_done_may_send_the_next_message() -> None:
     here, there = make(), make()
     here.send([b"first"], lambda: here.send([b"second"]))

@@ -269,7 +269,7 @@ def travel(frames: list[Any], chance: random.Random, loss: float) -> list[Any]:
     loss=st.sampled_from([0.0, 0.0, 0.2]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_result_arrives_as_it_was(
     value: Any, more: list[int], slabs: bool, loss: float, seed: int
 ) -> None:

@@ -179,7 +179,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         farm = self.farm
         for host in sorted(self.hosts):
-            if self.alive() and host in self.silent | self.draining:
+            if self.alive() and (host in self.silent | self.draining or not self.hosts[host]):
                 farm.end_host(host, *self.hosts[host])
         if not farm.plan_ended and self.alive():
             farm.end_plan()

@@ -195,6 +195,20 @@ def test_what_is_queued_behind_a_late_block_is_recalled_once_and_goes_to_the_idl
     assert farm.scheduler.finished
 
 
+def test_giving_back_is_no_progress_with_the_block_before() -> None:
+    farm = Farm(num_workers=2)
+    farm.plan(40)
+    farm.join_all()
+    while farm.scheduler.waiting:
+        farm.answer(farm.held("w0")[0], seconds=0.01)
+        if len(farm.held("w1")) < 2 and farm.scheduler.waiting > 2:
+            farm.answer(farm.held("w1")[0], seconds=0.01)
+    on, queued = farm.held("w1")
+    since = farm.scheduler._books.roster.workers["w1"].progress_at
+    farm.give_back(queued)
+    assert farm.scheduler._books.roster.workers["w1"].progress_at == since < farm.now
+
+
 # -- silence -----------------------------------------------------------------------------------------------
 
 
