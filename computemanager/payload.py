@@ -60,22 +60,54 @@ class Packed(NamedTuple):
         return len(self.payload) + sum(length for _, length in self.places)
 
 
-def pack(value: Any, slabs: SlabWriter | None) -> Packed:
-    """Pickle a value with its large buffers out of band, in slabs where there are any."""
-    places: list[BufferPlace] = []
-    buffers: list[Any] = []
+class _OutOfBand:
+    """The large buffers taken out of one pickle."""
 
-    def place(buffer: pickle.PickleBuffer) -> bool:
+    def __init__(self, slabs: SlabWriter | None) -> None:
+        self.places: list[BufferPlace] = []
+        self.buffers: list[Any] = []
+        self._slabs = slabs
+
+    def place(self, buffer: pickle.PickleBuffer) -> bool:
+        """Take a buffer out (False), or leave it in the pickle (True)."""
         raw = buffer.raw()
         if raw.nbytes < OUT_OF_BAND_BYTES:
-            return True  # stays in the pickle
-        slab = slabs.put(raw) if slabs is not None and raw.nbytes >= MIN_BUFFER_BYTES else None
-        places.append(BufferPlace(slab or NO_SLAB, raw.nbytes))
+            return True
+        is_large = raw.nbytes >= MIN_BUFFER_BYTES
+        slab = self._slabs.put(raw) if self._slabs is not None and is_large else None
+        self.places.append(BufferPlace(slab or NO_SLAB, raw.nbytes))
         if slab is None:
-            buffers.append(raw)
+            self.buffers.append(raw)
         return False
 
-    return Packed(dumps_any(value, place), places, buffers)
+    def undo(self) -> None:
+        """The pickle came to nothing."""
+        for slab, _ in self.places:
+            if slab != NO_SLAB and self._slabs is not None:
+                self._slabs.free(slab)
+        self.places.clear()
+        self.buffers.clear()
+
+
+def pack(value: Any, slabs: SlabWriter | None) -> Packed:
+    """Pickle a value with its large buffers out of band, in slabs where there are any.
+
+    Raises
+    ------
+    PayloadError
+        If it cannot be pickled.
+    """
+    outside = _OutOfBand(slabs)
+    try:
+        pickled = pickle.dumps(value, 5, buffer_callback=outside.place)
+    except Exception as plain:
+        outside.undo()
+        try:
+            pickled = cloudpickle.dumps(value, 5, buffer_callback=outside.place)
+        except Exception as error:
+            outside.undo()
+            raise _cannot_pickle(value, error) from plain
+    return Packed(pickled, outside.places, outside.buffers)
 
 
 def unpack(
@@ -107,16 +139,19 @@ def _usable(buffer: Any) -> Any:
     return buffer
 
 
-def dumps_any(value: Any, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None) -> bytes:
+def dumps_any(value: Any) -> bytes:
     """Pickle a value; also one of a class that only cloudpickle can take along."""
     try:
-        return pickle.dumps(value, 5, buffer_callback=buffer_callback)
+        return pickle.dumps(value, 5)
     except Exception as plain:
         try:
-            # In band: the callback may already have been given some of the buffers.
             return cloudpickle.dumps(value, 5)  # type: ignore[no-any-return]
         except Exception as error:
-            raise PayloadError(f"a {type(value).__name__} cannot be pickled: {error}") from plain
+            raise _cannot_pickle(value, error) from plain
+
+
+def _cannot_pickle(value: Any, error: Exception) -> PayloadError:
+    return PayloadError(f"a {type(value).__name__} cannot be pickled: {error}")
 
 
 def dumps_job(job: Job) -> bytes:

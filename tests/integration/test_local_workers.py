@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from computemanager import Job, Settings, WorkersLostError, manager_class, processes, subproc, transport
+from computemanager import Job, Settings, WorkersLostError, hub, manager_class, processes, transport
 from computemanager.errors import PayloadError, PoisonBlockError
 from computemanager.hub import THREAD_VARIABLES
 
@@ -72,24 +72,25 @@ def test_workers_find_modules_where_the_caller_does(tmp_path: Path, monkeypatch:
 
 def test_loopback_tcp_where_there_are_no_socket_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport.zmq, "has", lambda what: False)
-    made: list[dict[str, str]] = []
-    command = subproc.SubprocManager._command
+    made: list[str] = []
+    listen = transport.MainSocket._listen
 
-    def seen(self: Any, directory: Any, socket: Any) -> Any:
-        made.append(dict(socket.environment))
-        return command(self, directory, socket)
+    def seen(self: Any, listening: Any) -> Any:
+        environment = listen(self, listening)
+        made.append(environment["COMPUTEMANAGER_ADDRESS"])
+        return environment
 
-    monkeypatch.setattr(subproc.SubprocManager, "_command", seen)
+    monkeypatch.setattr(transport.MainSocket, "_listen", seen)
     blocks = [np.full(300_000, number, np.uint8) for number in range(20)]
     values = run(lambda block: block + 1, (block.copy() for block in blocks))
     assert all((value == block + 1).all() for value, block in zip(values, blocks, strict=True))
-    assert made[0]["COMPUTEMANAGER_ADDRESS"].startswith("tcp://127.0.0.1:")
+    assert len(made) == 1 and made[0].startswith("tcp://127.0.0.1:")
 
 
-def test_a_stranger_on_loopback_gets_nowhere(tmp_path: Path) -> None:
+def test_a_stranger_on_loopback_gets_nowhere() -> None:
     """Without the server's key, which only workers are told, nothing reaches main."""
     zmq = transport.zmq
-    main = transport.MainSocket(tmp_path, use_tcp=True)
+    main = transport.MainSocket(transport.Listening("127.0.0.1"))
     context = zmq.Context()
     stranger = context.socket(zmq.DEALER)
     stranger.linger = 0
@@ -102,7 +103,7 @@ def test_a_stranger_on_loopback_gets_nowhere(tmp_path: Path) -> None:
         received: list[Any] = []
         while not received:
             received = main.receive(1.0)
-        assert [name for name, _ in received] == ["w"]
+        assert [name for name, _ in received] == [b"w"]
         worker.close()
     finally:
         stranger.close()
@@ -164,7 +165,8 @@ def test_an_interpreter_that_does_not_know_itself(monkeypatch: pytest.MonkeyPatc
 
 
 def test_workers_that_end_at_once_are_shown_with_their_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subproc, "_BOOT", "import sys; sys.exit('no licence for this machine')#{path}")
+    command = hub.python_command("sys.exit('no licence for this machine')", {})
+    monkeypatch.setattr(hub, "python_command", lambda *_: command)
     with pytest.raises(WorkersLostError, match="exited with code 1") as caught:
         run(abs, [1])
     assert "no licence for this machine" in str(caught.value)
