@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from computemanager.errors import CheckpointError
-from computemanager.rundir import LOCK_NAME, _try_lock
+from computemanager.rundir import LOCK_NAME, try_lock
 
 __all__ = ["ANEW", "RECORDS_NAME", "Identity", "hold_lock", "make_directory", "open_own", "settle_identity"]
 
@@ -81,7 +81,7 @@ def hold_lock(directory: Path) -> io.FileIO:
     """Take the directory for this process."""
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(io.FileIO(open_own(directory / LOCK_NAME), "r+b"))
-        if not _try_lock(file):
+        if not try_lock(file):
             file.seek(1)
             holder = file.read().decode(errors="replace").strip()
             raise CheckpointError(

@@ -28,7 +28,7 @@ _TOO_YOUNG_S = 60.0
 def hold_lock(directory: Path) -> IO[bytes]:
     """Mark a directory as in use for as long as the returned file is open, or this process lives."""
     file = open(directory / LOCK_NAME, "a+b")  # noqa: SIM115 (open is what it is for)
-    _try_lock(file)
+    try_lock(file)
     return file
 
 
@@ -36,12 +36,12 @@ def is_abandoned(directory: Path) -> bool:
     """Whether the process that marked a directory with `hold_lock` is gone; False where nobody can tell."""
     try:
         with open(directory / LOCK_NAME, "r+b") as file:
-            return _try_lock(file)
+            return try_lock(file)
     except OSError:
         return False
 
 
-def _try_lock(file: IO[bytes]) -> bool:
+def try_lock(file: IO[bytes]) -> bool:
     """Take the lock on an open file for as long as it is open; False where another process has it."""
     try:
         if os.name == "nt":

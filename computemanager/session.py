@@ -4,12 +4,6 @@ The channel below keeps packets in order, but loses those under way when it brea
 direction. Two `Session` objects, one at each end, make up for it: what is sent at one end comes out at the
 other, in order, each message exactly once.
 
-A packet is a list of frames: a head, then parts of at most one message::
-
-    head  = checksum u32 | token u64 | number u64 | acknowledged u64 | round u32 | about u32
-            | bytes u64 | parts u32 | kind u8 | flags u8 | table
-    table = length u64 of each of the message's frames; only in the packet in which a message begins
-
 The frames of a message are one stream of bytes, cut where a packet is full. A part is all of a frame, or as
 much of it as fits; frames without a byte have no part. So a small message is one packet, sent and handed out
 without a copy, and a large frame is copied once, into the buffer it is put together in.
@@ -18,18 +12,29 @@ Data packets are numbered from 1, and the receiver takes only the next one. From
 from a beat, which names the last packet put out. It asks, and the sender puts out again all that is not
 acknowledged (go back n), in a new *round*. A request says which round it is about, so that a loss seen ten
 times is made up for once: packets that were already under way when the sender went back ask for nothing.
-
-The checksum is of the head alone. It finds what is not a packet of ours; that contents arrive unchanged is
-the business of the encrypted channel.
 """
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
-from zlib import crc32
+from typing import Any
+
+from computemanager.packet import (
+    AGAIN,
+    BEAT,
+    BEGINS,
+    DATA,
+    HEAD_BYTES,
+    MAX_FRAMES,
+    BadPacket,
+    Envelope,
+    flat_view,
+    make_head,
+    open_packet,
+    part_bytes,
+    table_of,
+)
 
 __all__ = ["BadPacket", "Session"]
 
@@ -37,50 +42,9 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
-MAX_FRAMES = 70_000
-"""Most frames of a message: more than the buffers that `computemanager.wire` can count."""
-
 ACKNOWLEDGE_BYTES = 512 * KIB
 ACKNOWLEDGE_PACKETS = 16
 """An acknowledgement goes out by itself after so much was received, and otherwise with what goes out next."""
-
-_BODY = struct.Struct("<QQQIIQIBB")
-_CHECKSUM = struct.Struct("<I")
-_HEAD = struct.Struct("<IQQQIIQIBB")
-_LENGTH_BYTES = 8
-_MAX_HEAD_BYTES = _HEAD.size + MAX_FRAMES * _LENGTH_BYTES
-_TABLES = [struct.Struct(f"<{entries}Q") for entries in range(16)]
-
-_DATA = 1
-"""Kind of packet: the next piece of a message; `number` is its place in the stream, from 1."""
-
-_BEAT = 2
-"""Kind of packet: no data; `number` is the last packet that was put out."""
-
-_BEGINS = 1
-"""Flag: a message begins with this packet."""
-
-_AGAIN = 2
-"""Flag: a packet was lost in the round `about`; put out again all after `acknowledged`."""
-
-
-class BadPacket(ValueError):
-    """Frames that are no packet of ours, or one that cannot come at this point."""
-
-
-class _Envelope(NamedTuple):
-    """What the head of a packet says, its table aside."""
-
-    checksum: int
-    token: int
-    number: int
-    acknowledged: int
-    round: int
-    about: int
-    nbytes: int
-    parts: int
-    kind: int
-    flags: int
 
 
 class _Message:
@@ -130,7 +94,7 @@ class _Packet:
         self.table = table
         self.parts = parts
         self.content_bytes = content_bytes
-        self.nbytes = _HEAD.size + len(table) + content_bytes
+        self.nbytes = HEAD_BYTES + len(table) + content_bytes
         self.message = message  # where this is its last packet
 
 
@@ -150,13 +114,13 @@ class _Incoming:
         """Take in the parts of a packet, `nbytes` in all; all of them, or none if that raises."""
         begins = not self.frames and not self._filled
         whole = begins and nbytes == sum(self.lengths) and all(self.lengths)
-        if whole and tuple(map(_part_bytes, parts)) == self.lengths:
+        if whole and tuple(map(part_bytes, parts)) == self.lengths:
             self.frames = list(parts)  # most messages: all of it at once
             return
         frames, opened, filled = self._arrange(parts, nbytes)
         buffer, view = self._buffer, self._view
         if view is not None:
-            piece = _flat(parts[0])
+            piece = flat_view(parts[0])
             view[self._filled : self._filled + len(piece)] = piece
         if opened is not None:
             length = self.lengths[len(self.frames) + len(frames)]
@@ -166,7 +130,7 @@ class _Incoming:
                 raise TypeError(
                     f"allocate({length}) gave something else than a writable buffer of {length} bytes"
                 )
-            view[:filled] = _flat(opened)
+            view[:filled] = flat_view(opened)
         elif not filled:
             buffer = view = None
         self.frames += frames
@@ -188,7 +152,7 @@ class _Incoming:
             while position < len(lengths) and not lengths[position]:
                 frames.append(b"")
                 position += 1
-            length = _part_bytes(part)
+            length = part_bytes(part)
             nbytes += length
             if position == len(lengths):
                 raise BadPacket(f"part {at} comes after the last of {len(lengths)} frames")
@@ -316,7 +280,7 @@ class Session:
         TypeError
             If a frame is not bytes-like, or its bytes do not lie behind one another.
         """
-        flat = [frame if type(frame) is bytes else _flat(frame) for frame in frames]
+        flat = [frame if type(frame) is bytes else flat_view(frame) for frame in frames]
         lengths = [len(frame) for frame in flat]
         if len(lengths) > MAX_FRAMES:
             raise ValueError(f"a message of {len(lengths)} frames; put them into at most {MAX_FRAMES}")
@@ -341,7 +305,7 @@ class Session:
                 packet = self._cut()
             else:
                 break
-            head = self._head(_DATA, self._next, packet)
+            head = self._head(DATA, self._next, packet)
             self._next += 1
             yield [head, *packet.parts]
         if self._news_due or self._ask:
@@ -349,7 +313,7 @@ class Session:
 
     def beat(self) -> list[Any]:
         """A packet without data, by which the other end notices what it has missed; it acknowledges too."""
-        return [self._head(_BEAT, self._next - 1)]
+        return [self._head(BEAT, self._next - 1)]
 
     def receive(self, frames: Sequence[Any]) -> list[list[Any]]:
         """Take in a packet.
@@ -371,10 +335,10 @@ class Session:
             If it is malformed, of another session or impossible at this point. All is as it was before; what
             `allocate` raises changes nothing either, and the packet will be asked for again.
         """
-        envelope, lengths = _open(frames)
+        envelope, lengths = open_packet(frames)
         self._check(envelope, lengths)
         messages: list[list[Any]] = []
-        wanted = envelope.kind == _DATA and envelope.number == self._expected
+        wanted = envelope.kind == DATA and envelope.number == self._expected
         if wanted:
             messages = self._take_in(lengths, frames[1:], envelope.nbytes)
         # Nothing below can fail.
@@ -384,7 +348,7 @@ class Session:
         if not wanted:
             self._notice(envelope)
         released = self._release(envelope.acknowledged)
-        if envelope.flags & _AGAIN and envelope.about == self._round:
+        if envelope.flags & AGAIN and envelope.about == self._round:
             self._round += 1
             self._next = self._first
         for done in released:
@@ -395,12 +359,12 @@ class Session:
         """The next packet that was never put out."""
         message = self._queue[0]
         begins = message.position == message.offset == 0
-        table = _table(message.lengths) if begins else b""
+        table = table_of(message.lengths) if begins else b""
         before = message.remaining
         parts = message.cut(self.fragment_bytes)
         if not message.remaining:
             self._queue.popleft()
-        flags = _BEGINS if begins else 0
+        flags = BEGINS if begins else 0
         done = None if message.remaining else message
         packet = _Packet(flags, table, parts, before - message.remaining, done)
         self._last += 1
@@ -415,23 +379,24 @@ class Session:
         if data is not None:
             flags, table, nbytes, parts = data.flags, data.table, data.content_bytes, len(data.parts)
         if self._ask:
-            flags |= _AGAIN
+            flags |= AGAIN
             about = self._their_round
             self._ask = False
         self._news_due = False
         self._news_packets = self._news_bytes = 0
         taken = self._expected - 1
-        body = _BODY.pack(self._token, number, taken, self._round, about, nbytes, parts, kind, flags) + table
-        return _CHECKSUM.pack(crc32(body)) + body
+        return make_head(
+            Envelope(0, self._token, number, taken, self._round, about, nbytes, parts, kind, flags), table
+        )
 
-    def _check(self, envelope: _Envelope, lengths: Sequence[int] | None) -> None:
+    def _check(self, envelope: Envelope, lengths: Sequence[int] | None) -> None:
         """Refuse a packet that says what cannot be."""
         if envelope.token != self._token:
             raise BadPacket(f"a packet of session {envelope.token:#x}; this is {self._token:#x}")
         acknowledged, about = envelope.acknowledged, envelope.about
         if acknowledged > self._last:
             raise BadPacket(f"packet {acknowledged} is acknowledged; {self._last} were sent")
-        if envelope.flags & _AGAIN:
+        if envelope.flags & AGAIN:
             if about > self._round or (about == self._round and acknowledged == self._last):
                 raise BadPacket(f"asks for packet {acknowledged + 1} of round {about}, which was never sent")
         elif about:
@@ -450,7 +415,7 @@ class Session:
             raise BadPacket("the middle of a message that has not begun")
         incoming.add(parts, nbytes, self._allocate)
         self._news_packets += 1
-        self._news_bytes += nbytes + _HEAD.size
+        self._news_bytes += nbytes + HEAD_BYTES
         if self._news_packets >= ACKNOWLEDGE_PACKETS or self._news_bytes >= self._acknowledge_bytes:
             self._news_due = True
         self._expected += 1
@@ -462,13 +427,13 @@ class Session:
         self.received += 1
         return [incoming.frames]
 
-    def _notice(self, envelope: _Envelope) -> None:
+    def _notice(self, envelope: Envelope) -> None:
         """Notice what a packet other than the next one means for what we acknowledge and ask for."""
         if envelope.number < self._expected:
-            if envelope.kind == _DATA:
+            if envelope.kind == DATA:
                 self.duplicates += 1
                 self._news_due = True
-        elif envelope.round == self._their_round and (envelope.kind == _BEAT or not self._asked):
+        elif envelope.round == self._their_round and (envelope.kind == BEAT or not self._asked):
             # A gap. Packets behind it ask once a round; a beat asks again, as the request may have been lost.
             self._ask = self._asked = True
 
@@ -484,73 +449,3 @@ class Session:
                 released.append(packet.message.done)
         self._next = max(self._next, self._first)
         return released
-
-
-def _flat(frame: Any) -> memoryview:
-    """A view of a frame's bytes."""
-    view = memoryview(frame)
-    if not view.c_contiguous:
-        raise TypeError("a frame's bytes must lie behind one another; make a copy of it, by bytes() say")
-    if view.ndim == 1 and view.format == "B":
-        return view
-    return view.cast("B") if view.nbytes else memoryview(b"")
-
-
-def _part_bytes(part: Any) -> int:
-    """Length of a part that was received."""
-    if type(part) is bytes:
-        return len(part)
-    if type(part) is memoryview and part.c_contiguous:
-        return part.nbytes
-    try:
-        return _flat(part).nbytes
-    except (TypeError, ValueError, BufferError) as error:
-        raise BadPacket(f"a part that is not bytes: {error}") from None
-
-
-def _open(frames: Sequence[Any]) -> tuple[_Envelope, tuple[int, ...] | None]:
-    """The head of a packet, and the lengths of the message's frames where one begins.
-
-    Everything is checked that can be seen from the packet alone, but for the lengths of its parts.
-    """
-    if not frames:
-        raise BadPacket("a packet without frames")
-    nbytes = _part_bytes(frames[0])
-    if not _HEAD.size <= nbytes <= _MAX_HEAD_BYTES:
-        raise BadPacket(f"a head of {nbytes} bytes; it has {_HEAD.size} to {_MAX_HEAD_BYTES}")
-    head = bytes(frames[0])
-    envelope = _Envelope._make(_HEAD.unpack_from(head))
-    if crc32(head[_CHECKSUM.size :]) != envelope.checksum:
-        raise BadPacket("the checksum is wrong")
-    number, parts, kind, flags = envelope.number, envelope.parts, envelope.kind, envelope.flags
-    if not _DATA <= kind <= _BEAT or flags & ~(_BEGINS | _AGAIN):
-        raise BadPacket(f"unknown kind {kind} or flags {flags:#x}")
-    if len(frames) != 1 + parts:
-        raise BadPacket(f"{len(frames) - 1} parts; {parts} are announced")
-    lengths = None
-    if flags & _BEGINS:
-        lengths = _lengths(head)
-    elif nbytes != _HEAD.size:
-        raise BadPacket(f"a head of {nbytes} bytes where no message begins")
-    if kind == _DATA:
-        if not number:
-            raise BadPacket("a data packet with number 0")
-        if not parts and (lengths is None or any(lengths)):
-            raise BadPacket(f"data packet {number} has no data")
-    elif parts or envelope.nbytes or flags & _BEGINS:
-        raise BadPacket("a beat that carries data")
-    return envelope, lengths
-
-
-def _table(lengths: Sequence[int]) -> bytes:
-    entries = len(lengths)
-    table = _TABLES[entries] if entries < len(_TABLES) else struct.Struct(f"<{entries}Q")
-    return table.pack(*lengths)
-
-
-def _lengths(head: bytes) -> tuple[int, ...]:
-    entries, over = divmod(len(head) - _HEAD.size, _LENGTH_BYTES)
-    if over:
-        raise BadPacket(f"a table of lengths with {over} bytes too many")
-    table = _TABLES[entries] if entries < len(_TABLES) else struct.Struct(f"<{entries}Q")
-    return table.unpack_from(head, _HEAD.size)

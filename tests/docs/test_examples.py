@@ -22,6 +22,16 @@ EXPECTED = {
     "collect_statistics.py": ([], ["810000 pixels counted"]),
     "first_script.py": ([], ["800 x 600 uint16, all pixels [300]"]),
     "ndvi.py": (["--size", "300", "--workers", "2", "--out", "out"], ["quicklook.png"]),
+    "remote_agents.py": ([], ["25 blocks on agents; the same bytes as without: True"]),
+    "resume_after_a_kill.py": (
+        [],
+        [
+            "an output is there: False",
+            "blocks: 25",
+            "some of them kept from before: True",
+            "a checkpoint is left: False",
+        ],
+    ),
     "smooth_overlap.py": ([], ["standard deviation 73.9 before, 15.5 after"]),
     "synthetic_scene.py": (["scene.tif", "--size", "300"], ["scene.tif"]),
 }

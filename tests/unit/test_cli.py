@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 
@@ -64,7 +63,6 @@ def test_a_command_is_given_its_arguments(capsys: pytest.CaptureFixture[str]) ->
         (["--grace", "soon"], "argument --grace: 'soon': give seconds above 0"),
         (["--join-timeout", "-1"], "argument --join-timeout: '-1': give seconds above 0"),
         (["--max-runtime", "0"], "argument --max-runtime: '0': give seconds above 0"),
-        (["--max-runtim=0", "x"], "x"),
         (["left over"], "unrecognized arguments: left over"),
     ],
 )
@@ -84,13 +82,12 @@ KEYS = {
 }
 
 
-@pytest.mark.parametrize("missing", [["ADDRESS"], ["SERVER_KEY", "CLIENT_KEY"], list("ABC")])
+@pytest.mark.parametrize("missing", [list(KEYS)[:1], list(KEYS)[1:], list(KEYS)], ids=["one", "two", "all"])
 def test_worker_without_its_environment(missing: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says what is not set, and what that is for; in a process of its own, since it changes its process."""
-    names = [f"COMPUTEMANAGER_{name}" for name in missing] if missing != list("ABC") else list(KEYS)
-    environment: dict[str, Any] = {name: value for name, value in KEYS.items() if name not in names}
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    """It says what is not set, and what that is for. In a process of its own, since it changes that."""
+    for name, value in KEYS.items():
+        if name not in missing:
+            monkeypatch.setenv(name, value)
     done = subprocess.run(
         [sys.executable, "-c", "import sys; from computemanager.cli import main; sys.exit(main())", "worker"],
         capture_output=True,
@@ -98,5 +95,5 @@ def test_worker_without_its_environment(missing: list[str], monkeypatch: pytest.
         timeout=60,
     )
     assert done.returncode == 2 and not done.stdout
-    assert done.stderr.startswith(f"computemanager worker: {', '.join(names)} not set. ")
+    assert done.stderr.startswith(f"computemanager worker: {', '.join(missing)} not set. ")
     assert "started by the main process of a job" in done.stderr and "s" * 40 not in done.stderr

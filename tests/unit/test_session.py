@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from computemanager.session import ACKNOWLEDGE_BYTES, ACKNOWLEDGE_PACKETS, MAX_FRAMES, BadPacket, Session
+from computemanager.packet import MAX_FRAMES
+from computemanager.session import ACKNOWLEDGE_BYTES, ACKNOWLEDGE_PACKETS, BadPacket, Session
 
 FRAGMENT = 64
 WINDOW = 600

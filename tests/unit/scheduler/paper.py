@@ -190,7 +190,7 @@ class Farm:
 
     def finish(self) -> None:
         """Do all that is to be done, well."""
-        for _ in range(10_000):
+        for _ in range(3000):
             if self.scheduler.finished or self.gave_up:
                 return
             self.join_all()

@@ -40,6 +40,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.slots = slots
         self.silent: set[str] = set()
         self.draining: set[str] = set()
+        self.ending: set[str] = set()
         self.hosts: dict[str, list[str]] = {}
         self.farm = Farm(
             num_workers=workers,
@@ -73,6 +74,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def join(self, data: st.DataObject, left_s: float | None) -> None:
         host = data.draw(st.sampled_from(self.farm.starting))
         ends_at = None if left_s is None else self.farm.now + left_s
+        if left_s is not None:
+            self.ending.add(host)
         self.hosts[host] = [f"{host}.{number}" for number in range(self.slots)]
         self.farm.join(host, *self.hosts[host], ends_at=ends_at)
 
@@ -179,7 +182,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         farm = self.farm
         for host in sorted(self.hosts):
-            if self.alive() and (host in self.silent | self.draining or not self.hosts[host]):
+            of_no_use = host in self.silent | self.draining | self.ending or not self.hosts[host]
+            if self.alive() and of_no_use:
                 farm.end_host(host, *self.hosts[host])
         if not farm.plan_ended and self.alive():
             farm.end_plan()
