@@ -11,10 +11,11 @@ A record holds some blocks that were accepted together: their numbers, their val
 and its copy of the job's state as of those blocks. Blocks and state are in one record because they must not
 part: a block that is kept is counted in a state that is kept.
 
-What survives: when the process is killed, everything handed to `Journal.keep`, since a write that has
-returned is the system's. When the machine loses power or the system crashes, all but the last few seconds: a
-thread asks the system to write the file out now and then, and nobody waits for it. In both cases the last
-record may be torn; it is recognised by its checksums and cut off.
+What survives: when the process is killed, everything handed to `Journal.keep` but for the last few records,
+which a thread is about to write: a write that has returned is the system's. When the machine loses power or
+the system crashes, all but the last few seconds: another thread asks the system to write the file out now and
+then, and nobody waits for it. In both cases the last record may be torn; it is recognised by its checksums
+and cut off.
 """
 
 from __future__ import annotations
@@ -45,11 +46,15 @@ from computemanager.journaldir import (
 )
 from computemanager.records import RecordFile
 from computemanager.rundir import LOCK_NAME
+from computemanager.writebehind import WriteBehind
 
 __all__ = ["CheckpointWarning", "Identity", "Journal", "KeptBlocks"]
 
 SYNC_INTERVAL_S = 5.0
 """How often the system is asked to write the records out."""
+
+WAITING_RECORDS = 4
+"""So many records at most wait to be written, and are lost if the process is killed just then."""
 
 
 class CheckpointWarning(UserWarning):
@@ -125,6 +130,7 @@ class Journal:
         self.kept = KeptBlocks()
         self._lock_file = lock
         self._records = records
+        self._behind = WriteBehind(records.append, WAITING_RECORDS)
         self._lock = threading.Lock()
         self._is_keeping = True
         self._states: dict[tuple[int, str], tuple[int, int]] = {}  # offset and length, by run and worker
@@ -190,7 +196,8 @@ class Journal:
         indexes : sequence of int
             Numbers of the blocks in the plan.
         values : sequence
-            What the function returned for each.
+            What the function returned for each. Large arrays are written a moment later, uncopied: if they
+            are changed before that, their record is one that is damaged.
         worker : str
             Who computed them.
         state : bytes, optional
@@ -208,16 +215,11 @@ class Journal:
             try:
                 if self._sync_error is not None:
                     raise self._sync_error
-                self._records.append(self._run, indexes, values, worker, state)
+                self._behind.put(self._records.prepare(self._run, indexes, values, worker, state))
                 self._sync_now_and_then()
             except (OSError, PayloadError) as error:
                 self._is_keeping = False
-                warnings.warn(
-                    f"results are no longer kept in {self.directory}: {error}. The job goes on; if it is "
-                    f"killed, it resumes from what was kept before",
-                    CheckpointWarning,
-                    stacklevel=2,
-                )
+                self._warn_not_kept(error)
 
     def value(self, index: int) -> Any:
         """Return the value of a kept block, read from the disk.
@@ -260,7 +262,10 @@ class Journal:
     def close(self) -> None:
         """Close the journal and leave it for the next run. May be called again."""
         with self._lock:
-            self._is_keeping = False
+            was_keeping, self._is_keeping = self._is_keeping, False
+        error = self._behind.close()
+        if error is not None and was_keeping:
+            self._warn_not_kept(error)
         if self._syncing is not None:
             self._syncing.join()
         self._records.close()
@@ -274,6 +279,8 @@ class Journal:
         CheckpointWarning
             If a file cannot be removed.
         """
+        self._is_keeping = False
+        self._behind.close()
         try:
             with contextlib.suppress(ValueError):  # it is closed
                 self._records.clear()  # what is not needed any more need not reach the disk
@@ -322,6 +329,14 @@ class Journal:
                 stacklevel=4,
             )
         return last_run
+
+    def _warn_not_kept(self, error: Exception) -> None:
+        warnings.warn(
+            f"results are no longer kept in {self.directory}: {error}. The job goes on; if it is "
+            f"killed, it resumes from what was kept before",
+            CheckpointWarning,
+            stacklevel=3,
+        )
 
     def _sync_now_and_then(self) -> None:
         """Let a thread have the records written out: on a slow disk that takes seconds."""

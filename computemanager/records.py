@@ -19,6 +19,7 @@ import io
 import os
 import pickle
 import struct
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
@@ -110,6 +111,7 @@ class RecordFile:
         self.end = 0
         self.damage = ""
         self._file = file
+        self._lock = threading.Lock()  # for the place in the file
         self._states: dict[tuple[int, str], bytes] = {}
 
     def entries(self) -> Iterator[Entry]:
@@ -145,15 +147,13 @@ class RecordFile:
             return None
         return head if left >= _HEAD.size + head.body_bytes else None
 
-    def append(
+    def prepare(
         self, run: int, blocks: Sequence[int], values: Sequence[Any], worker: str, state: bytes | None
-    ) -> None:
-        """Add a record. If that fails, the file is as it was.
+    ) -> Sequence[bytes | memoryview]:
+        """Make a record, for `append` to add: checksums are of the values as they are now.
 
         Raises
         ------
-        OSError
-            If it cannot be written.
         PayloadError
             If a value cannot be pickled.
         """
@@ -163,17 +163,28 @@ class RecordFile:
             kind = _SAME_STATE if self._states.get((run, worker)) == state else _NEW_STATE
             written_state = state if kind == _NEW_STATE else b""
         pieces = _pieces(run, blocks, values, worker, kind, written_state)
-        self._file.seek(self.end)
-        try:
-            _write(self._file, pieces)
-        except BaseException:
-            # Also if Ctrl-C comes in the middle: nothing may follow half a record.
-            with contextlib.suppress(OSError):
-                self._file.truncate(self.end)
-            raise
-        self.end += sum(len(piece) for piece in pieces)
         if kind == _NEW_STATE:
             self._states[run, worker] = written_state
+        return pieces
+
+    def append(self, record: Sequence[bytes | memoryview]) -> None:
+        """Add a record. If that fails, the file is as it was. May be called from another thread.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        with self._lock:
+            self._file.seek(self.end)
+            try:
+                _write(self._file, record)
+            except BaseException:
+                # Also if Ctrl-C comes in the middle: nothing may follow half a record.
+                with contextlib.suppress(OSError):
+                    self._file.truncate(self.end)
+                raise
+            self.end += sum(len(piece) for piece in record)
 
     def values(self, offset: int) -> dict[int, Any]:
         """Read the record at an offset: the values in it, by block.
@@ -207,12 +218,13 @@ class RecordFile:
         """
         found = bytearray(length)
         view, done = memoryview(found), 0
-        self._file.seek(offset)
-        while done < length:
-            step = self._file.readinto(view[done : done + _MOST_AT_ONCE])
-            if not step:
-                raise OSError("the file is shorter than it was")
-            done += step
+        with self._lock:
+            self._file.seek(offset)
+            while done < length:
+                step = self._file.readinto(view[done : done + _MOST_AT_ONCE])
+                if not step:
+                    raise OSError("the file is shorter than it was")
+                done += step
         return found
 
     def sync(self) -> None:

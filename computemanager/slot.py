@@ -52,6 +52,8 @@ SHARED_MEMORY_VARIABLE = "COMPUTEMANAGER_SHARED_MEMORY"
 ANSWER_AFTER_S = 0.005
 """Values of finished blocks are not held back longer than this while the slot works on the next."""
 
+_TRIES_TO_REMOVE = 100
+
 _PLACE = struct.Struct("<QId")
 _BETWEEN_BLOCKS = 0xFFFFFFFF
 
@@ -297,11 +299,13 @@ def _flush_output() -> None:
                 stream.flush()
 
 
-def _end_with_main(directory: str) -> None:
+def _end_with_main(directory: str) -> threading.Event:
     """End this process when main is gone: main holds the other end of our standard input.
 
     The pipe is moved away first, so that the user's function reads an empty standard input and no such thing.
+    The event is set when the end has begun.
     """
+    ending = threading.Event()
     lifeline = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -310,16 +314,27 @@ def _end_with_main(directory: str) -> None:
     def watch() -> None:
         while os.read(lifeline, 1024):
             pass
-        # Nobody else is left to remove it, if main was killed.
-        shutil.rmtree(directory, ignore_errors=True)
+        ending.set()
+        # Nobody else is left to remove it, if main was killed. Again and again, as the other thread, or other
+        # slots, may be about to make a file in it.
+        for _ in range(_TRIES_TO_REMOVE):
+            if not os.path.exists(directory):
+                break
+            shutil.rmtree(directory, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, name="computemanager-lifeline", daemon=True).start()
+    return ending
 
 
 def main() -> None:
     """Run a slot: the entry point of worker processes."""
     faulthandler.enable()  # a crash in compiled code leaves its traceback on stderr, which main keeps
-    _end_with_main(os.environ[DIRECTORY_VARIABLE])
-    Slot(os.environ).run()
+    ending = _end_with_main(os.environ[DIRECTORY_VARIABLE])
+    try:
+        Slot(os.environ).run()
+    except BaseException:
+        if ending.is_set():
+            threading.Event().wait()  # files vanish: who removes them ends this process when all are gone
+        raise
     _flush_output()

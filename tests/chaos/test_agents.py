@@ -526,6 +526,38 @@ def test_sigterm_to_an_agent_whose_slot_holds_the_lock(tmp_path: Path) -> None:
     assert run.statistics.workers_lost == 1
 
 
+def test_what_an_agent_hands_back_need_not_wait_for_its_other_slots(tmp_path: Path) -> None:
+    """User code that runs at a slot's exit may take seconds; the block is done elsewhere meanwhile."""
+
+    def work(block: int) -> bool:
+        import atexit
+
+        marker = tmp_path / "begun"
+        if block:
+            atexit.unregister(time.sleep)
+            atexit.register(time.sleep, 30.0)
+            (tmp_path / f"{os.getppid()}-{os.getpid()}").touch()
+            time.sleep(0.1)
+        elif not marker.exists():
+            (tmp_path / "new").write_text(str(os.getppid()))
+            (tmp_path / "new").rename(marker)
+            time.sleep(60.0)
+        else:
+            (other,) = tmp_path.glob(f"{marker.read_text()}-*")
+            os.kill(int(other.name.partition("-")[2]), 0)  # raises if that slot has ended
+        return True
+
+    def terminate(stop: threading.Event) -> None:
+        wait_until((tmp_path / "begun").exists)
+        time.sleep(1.0)
+        psutil.Process(int((tmp_path / "begun").read_text())).terminate()
+
+    run = manager(2, 2, speculate=False)
+    with within(10.0), meanwhile(terminate):
+        assert values(run.run(Job(work), range(40))) == [True] * 40
+    assert run.statistics.speculated == 0
+
+
 # -- main is killed --------------------------------------------------------------------------------------
 
 SCRIPT = """

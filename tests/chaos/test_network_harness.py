@@ -34,6 +34,10 @@ from tests.chaos.network import (
 
 psutil = pytest.importorskip("psutil", reason="finding processes needs psutil (extra 'test')")
 
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="network namespaces are a thing of Linux"
+)
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PORT = 5555
 CUT_S = 0.4

@@ -333,9 +333,6 @@ def test_every_field_of_a_hello(main: Main) -> None:
     greetings: list[Any] = [{key: right[key] for key in right if key != field} for field in right]
     greetings += [{**right, field: value} for field in right for value in BAD_VALUES]
     greetings += [{**right, "versions": {**right["versions"], what: "\ud800"}} for what in right["versions"]]
-    # Refused for its versions, so that its words are sent back.
-    other = {**right, "versions": {"Python": "2.7"}}
-    greetings += [{**other, field: "\ud800"} for field in ("name", "machine", "host", "environment")]
     greetings += [{**right, "more": 1}, [right], right["name"], 7, None]
     texts = [json.dumps(greeting).encode() for greeting in greetings]
     whole = json.dumps(right).encode()
@@ -365,6 +362,23 @@ def test_every_field_of_a_hello(main: Main) -> None:
         mutant.put([hello.HELLO, json.dumps({**right, "token": 31}).encode()])  # another's token
         counted = main.crew.dropped_messages
         main.look_until(lambda: main.crew.dropped_messages >= counted + 3)
+
+
+@pytest.mark.parametrize("field", ["name", "machine", "host", "environment", "versions"])
+def test_what_cannot_be_said_back(field: str, main: Main) -> None:
+    """One that would be refused, with its own words in the refusal: half a character among them."""
+    right = json.loads(Hello.of_this_process("mutant", 33, 1).encode())
+    other = {**right, "versions": {**right["versions"], "Python": "2.7"}}
+    broken = {**other["versions"], "NumPy": "\ud800"} if field == "versions" else "\ud800"
+    with insider(main, 33, joined=False) as mutant:
+        before = main.crew.dropped_messages
+        mutant.put([hello.HELLO, json.dumps({**other, field: broken}).encode()])
+        main.look_until(lambda: main.crew.dropped_messages > before)
+        mutant.put([hello.HELLO, json.dumps(other).encode()])
+        received: list[list[bytes]] = []
+        main.look_until(lambda: received.extend(mutant.heard()) or received)
+        assert [frames[0] for frames in received] == [hello.REFUSED]
+        assert "Python: 2.7 there" in received[0][1].decode()
 
 
 def flipped(head: bytes, chance: random.Random) -> bytes:

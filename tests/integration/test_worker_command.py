@@ -1,4 +1,4 @@
-"""The command ``computemanager worker`` against a real socket: who is let in, and how those that are not end."""
+"""The command ``computemanager worker`` at a real socket: who is let in, and how those that are not end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -169,6 +170,36 @@ def test_a_worker_that_is_asked_to_end_before_it_was_let_in(main: MainSocket, st
     worker.send_signal(signal.SIGTERM)
     errors = ended(worker, main)
     assert (worker.returncode, errors) == (0, "")
+
+
+def test_a_worker_whose_slots_cannot_start(main: MainSocket, start: Start, tmp_path: Path) -> None:
+    """It says how they ended, also where main has not let it in."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'COMPUTEMANAGER_DIRECTORY' in os.environ:\n"
+        "    sys.stderr.write('no licence for this machine\\n')\n"
+        "    os._exit(9)\n"
+    )
+    worker = start(PYTHONPATH=str(tmp_path))
+    errors = ended(worker, main)
+    assert worker.returncode == 1
+    assert "its slots end before they can work: it exited with code 9" in errors
+    assert "no licence for this machine" in errors
+
+
+def test_workers_that_are_killed_while_their_slots_start(main: MainSocket, start: Start) -> None:
+    """Their slots remove what they were about to use."""
+    workers = [start().pid for _ in range(8)]
+    greeted(main, len(workers))
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    parents = {Path("/dev/shm"), Path(tempfile.gettempdir()), Path("/tmp")}
+    deadline = time.monotonic() + PATIENCE_S
+    while left := [
+        path for pid in workers for parent in parents for path in parent.glob(f"computemanager-{pid}-*")
+    ]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
 
 
 def test_the_keys_are_not_passed_on(main: MainSocket, start: Start, tmp_path: Path) -> None:

@@ -89,18 +89,6 @@ class AcceptsTwice(Scheduler):
         return actions
 
 
-class SwapsValues(Scheduler):
-    """Gives blocks each other's values where only some of an answer count."""
-
-    def handle(self, event: Event, now: float) -> list[Action]:
-        return [
-            one._replace(positions=tuple(range(len(one.blocks))))
-            if isinstance(one, Accept) and one.positions is not None
-            else one
-            for one in super().handle(event, now)
-        ]
-
-
 class IgnoresSilence(Scheduler):
     """Sends blocks to workers that nobody has heard of."""
 
@@ -155,7 +143,6 @@ class CopiesWithoutLeave(Scheduler):
 FAULTY = [
     ForgetsLeases,
     AcceptsTwice,
-    SwapsValues,
     IgnoresSilence,
     MissesDeaths,
     TriesTooOften,

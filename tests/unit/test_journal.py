@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from computemanager.base import manager_class
 from computemanager.errors import BlockError, CheckpointError
 from computemanager.journal import CheckpointWarning, Journal, KeptBlocks
 from computemanager.model import Job, Settings
+from computemanager.records import RecordFile
+from computemanager.writebehind import WriteBehind
 
 IDENTITY = {"function": {"name": "f", "code": "123"}, "grid": "10 x 10"}
 
@@ -168,10 +171,15 @@ def test_the_records_are_written_out_now_and_then(place: Path, monkeypatch: pyte
 def small_journal(place: Path) -> tuple[bytes, list[int]]:
     """A file of three records; where each ends."""
     ends = []
-    with Journal.open(place, IDENTITY) as journal:
+    with open(place.parent / "made", "w+b", buffering=0) as file:
+        records = RecordFile(file)
         for number in range(3):
-            journal.keep([2 * number, 2 * number + 1], [number, "x"], f"w{number}", pickle.dumps(number))
-            ends.append((place / "records").stat().st_size)
+            blocks, values = [2 * number, 2 * number + 1], [number, "x"]
+            records.append(records.prepare(1, blocks, values, f"w{number}", pickle.dumps(number)))
+            ends.append(records.end)
+    with Journal.open(place, IDENTITY):
+        pass
+    os.replace(place.parent / "made", place / "records")
     return (place / "records").read_bytes(), ends
 
 
@@ -279,11 +287,15 @@ def size_limit() -> Iterator[Callable[[int], None]]:
 def test_a_full_disk_ends_keeping_and_nothing_else(place: Path, size_limit: Callable[[int], None]) -> None:
     with Journal.open(place, IDENTITY) as journal:
         journal.keep([0], [np.zeros(5000)], "one", b"N.")
-        size_limit(60_000)
-        with pytest.warns(CheckpointWarning, match="no longer kept in .*kept: .*too large.*The job goes on"):
-            journal.keep([1], [np.ones(5000)], "one", pickle.dumps(1))
+    with pytest.warns(
+        CheckpointWarning, match="no longer kept in .*kept: .*too large.*The job goes on"
+    ) as told:
+        with Journal.open(place, IDENTITY) as journal:
+            size_limit(60_000)
+            for number in range(1, 10):
+                journal.keep([number], [np.ones(5000)], "one", pickle.dumps(number))
         size_limit(10_000_000)
-        journal.keep([2], [np.ones(5)], "one", pickle.dumps(2))  # not any more, and not a word
+    assert len(told) == 1
     values, states = contents(place)
     assert list(values) == [0] and states == [None]
 
@@ -339,23 +351,47 @@ def test_a_file_that_becomes_shorter(place: Path) -> None:
             journal.value(5)
 
 
-def test_interrupted_in_the_middle_of_a_record(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_half_way_leaves_no_half_record(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not hasattr(os, "writev"):
         pytest.skip("uses writev")
     whole = os.writev
 
-    def interrupted(file: int, pieces: Any) -> int:
+    def fails(file: int, pieces: Any) -> int:
         whole(file, [memoryview(pieces[0])[:50]])
-        raise KeyboardInterrupt
+        raise OSError(28, "No space left on device")
 
     with Journal.open(place, IDENTITY) as journal:
         journal.keep([0], ["a"], "one", pickle.dumps(1))
-        monkeypatch.setattr(os, "writev", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            journal.keep([1], ["b"], "one", pickle.dumps(2))
-        monkeypatch.setattr(os, "writev", whole)
+    with pytest.warns(CheckpointWarning, match="No space left"), Journal.open(place, IDENTITY) as journal:
+        monkeypatch.setattr(os, "writev", fails)
+        journal.keep([1], ["b"], "one", pickle.dumps(2))
+    monkeypatch.setattr(os, "writev", whole)
+    with Journal.open(place, IDENTITY) as journal:
         journal.keep([2], ["c"], "one", pickle.dumps(2))
-    assert contents(place) == ({0: "a", 2: "c"}, [2])
+    assert contents(place) == ({0: "a", 2: "c"}, [1, 2])
+
+
+def test_the_job_waits_for_the_disk_only_when_too_much_waits_for_it() -> None:
+    written: list[int] = []
+    may_write = threading.Event()
+
+    def write(number: int) -> None:
+        may_write.wait(30)
+        written.append(number)
+
+    behind = WriteBehind(write, 2)
+    for number in range(3):  # one is being written, two wait
+        behind.put(number)
+    assert written == []
+    waiting = threading.Thread(target=behind.put, args=(3,))
+    waiting.start()
+    assert waiting.is_alive()
+    may_write.set()
+    waiting.join()
+    assert behind.close() is None
+    assert written == [0, 1, 2, 3]
 
 
 # -- whose it is -------------------------------------------------------------------------------------------

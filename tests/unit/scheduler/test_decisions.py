@@ -296,6 +296,21 @@ def test_a_suspect_runs_alone() -> None:
     assert len(next(iter(farm.leases.values())).left) >= 1 and suspect in farm.accepted
 
 
+def test_nobody_queues_ahead_while_a_suspect_waits_for_somebody_idle() -> None:
+    farm = Farm(num_workers=2)
+    farm.plan(1000)
+    farm.join_all()
+    farm.answer(farm.holder(0), seconds=0.02)
+    farm.answer(farm.holder(1), seconds=0.02)
+    suspect = farm.leases[farm.held("w1")[0]].left[0]
+    farm.lose("w1")
+    assert len(farm.held("w0")) == 2
+    farm.answer(farm.held("w0")[0], seconds=0.02)
+    assert len(farm.held("w0")) == 1
+    farm.answer(farm.held("w0")[0], seconds=0.02)
+    assert farm.leases[farm.held("w0")[0]].left == [suspect]
+
+
 def test_blocks_queued_behind_a_killed_worker_are_not_counted_against() -> None:
     farm = Farm(num_workers=1, max_kills_per_block=1, max_losses_per_block=1, skip=True)
     farm.plan(100)

@@ -80,8 +80,9 @@ def test_no_copy_by_a_worker_that_would_take_longer_than_the_holder_has() -> Non
     assert farm.scheduler.next_deadline() == 1.5 + policy.LATE_FACTOR * 0.5, "that one is even slower"
 
 
-def test_a_copy_of_some_blocks_counts_block_by_block() -> None:
-    farm = Farm(num_workers=2, window=1024)
+def copied_lease(**limits: object) -> tuple[Farm, int, int]:
+    """The last blocks of 200 are one lease, of which a copy runs."""
+    farm = Farm(num_workers=2, window=1024, **limits)
     farm.plan(200, end=False)
     farm.join("w0")
     farm.answer(farm.holder(0), seconds=1e-5)
@@ -90,12 +91,17 @@ def test_a_copy_of_some_blocks_counts_block_by_block() -> None:
     while len(farm.leases) > 1:
         farm.answer(min(farm.leases), seconds=1e-5)
     (first,) = farm.leases
-    blocks = list(farm.leases[first].left)
-    assert len(blocks) >= 4
+    assert len(farm.leases[first].left) >= 4
     farm.join("w1")
     farm.pass_time(1.0)
     (copy,) = set(farm.leases) - {first}
-    assert farm.leases[copy].left == blocks
+    assert farm.leases[copy].left == farm.leases[first].left
+    return farm, first, copy
+
+
+def test_a_copy_of_some_blocks_counts_block_by_block() -> None:
+    farm, first, copy = copied_lease()
+    blocks = list(farm.leases[first].left)
     farm.answer(first, 2)
     farm.answer(copy, 3)
     assert farm.accepts[-1] == Accept("w1", (blocks[2],), (2,))
@@ -148,9 +154,33 @@ def test_a_suspect_is_not_copied() -> None:
     farm = two_at_the_end()
     farm.lose(farm.leases[min(farm.leases)].worker)
     (suspect,) = farm.leases
-    farm.join_all()
+    farm.tell(HostStarted("x"))
+    farm.join("x")
     farm.pass_time(100.0)
     assert list(farm.leases) == [suspect]
+
+
+def test_no_copy_by_a_worker_that_ends_before_it_could_be_done() -> None:
+    farm = Farm(num_workers=2)
+    farm.plan(2)
+    farm.join("w0")
+    farm.answer(farm.holder(0), seconds=1.0)
+    farm.join("w1", ends_at=farm.now + 2.0)
+    farm.pass_time(100.0)
+    assert not farm.held("w1") and farm.scheduler.speculated == 0
+
+
+def test_no_copy_of_what_has_a_gap_where_a_block_was_skipped() -> None:
+    farm, first, copy = copied_lease(skip=True)
+    gap = farm.leases[copy].left[2]
+    farm.fail(first, farm.leases[first].done + 2)
+    assert [skip.block for skip in farm.skips] == [gap]
+    farm.tell(HostStarted("x"))
+    farm.join("x")
+    farm.pass_time(100.0)
+    assert not farm.held("x"), "it would run that block again"
+    farm.answer(copy)
+    assert sorted([*farm.accepted, gap]) == list(range(200)) and farm.scheduler.stale_answers == 1
 
 
 def test_a_frozen_workers_queued_leases_are_copied_one_after_the_other() -> None:
