@@ -271,6 +271,7 @@ def _settings(options: RunOptions, plan: Plan) -> Settings:
         grace_s=style.graceTime,
         min_workers=style.minComputeWorkers,
         max_runtime_s=style.maxRuntime,
+        extra_params=style.computeWorkerExtraParams or {},
     )
 
 

@@ -63,9 +63,17 @@ class ComputeWorkerManager(ABC):
     """
 
     kind: ClassVar[str]
+    takes_extra_params: ClassVar[bool] = False
+    """Whether the kind has parameters of its own (`Settings.extra_params`)."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
+        if self.settings.extra_params and not self.takes_extra_params:
+            names = ", ".join(map(str, self.settings.extra_params))
+            raise SettingsError(
+                f"{self.kind} has no parameters of its own, but computeWorkerExtraParams has {names}. Leave "
+                f"it out, or choose the kind that it is for"
+            )
         self.statistics = RunStatistics()
         self._journal: Journal | None = None
         self._keep: Callable[[Sequence[int], Sequence[Any], str, bytes | None], None] | None = None

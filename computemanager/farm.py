@@ -373,9 +373,9 @@ class Farm:
                 f"(maxBlockLosses). The last time {action.evidence}"
             )
         if cause is Cause.NO_WORKERS:
+            ended = f"{attempts} workers ended one after another" if attempts > 1 else "a worker ended"
             raise WorkersLostError(
-                f"{name}: {attempts} worker processes ended one after another without finishing a "
-                f"block. The last one, {action.worker}: {action.evidence}"
+                f"{name}: {ended} without finishing a block. The last one, {action.worker}: {action.evidence}"
             )
         if cause is Cause.START_TIMEOUT:
             raise WaitTimeoutError(

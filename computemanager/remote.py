@@ -103,6 +103,8 @@ class AgentsParameters:
 class RemoteManager(ComputeWorkerManager):
     """Base of the kinds whose workers are agents; a kind implements `listening`, `slots` and `provider`."""
 
+    takes_extra_params = True
+
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__(settings)
         self._farm: Farm | None = None

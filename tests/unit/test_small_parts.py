@@ -197,6 +197,30 @@ def test_an_unknown_kind_is_refused_with_the_nearest() -> None:
         manager_class("CW_THREAD")
 
 
+@pytest.mark.parametrize("kind", ["CW_NONE", "CW_THREADS", "CW_SUBPROC"])
+def test_kinds_without_parameters_refuse_them(kind: str) -> None:
+    with pytest.raises(SettingsError, match=f"{kind} has no parameters of its own, but .* has slots"):
+        manager_class(kind)(Settings(extra_params={"slots": 2}))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"slot": 2}, "has no 'slot'; did you mean 'slots'"),
+        ({"slots": 0}, "slots is 0; give a whole number of at least 1, or 'auto'"),
+        ({"slots": "many"}, "slots is 'many'"),
+        ({"prefixes": "nice"}, "prefixes is 'nice'; give a list of commands"),
+        ({"prefixes": ["nice", "-n"]}, "a list of words"),
+        ({"ports": 0}, "ports is 0; give one port, or the first and the last"),
+        ({"ports": (6000, 5000)}, "the first is larger than the last"),
+        ({"ports": (1, 2, 3)}, r"ports is \(1, 2, 3\)"),
+    ],
+)
+def test_senseless_parameters_of_agents_are_refused(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        manager_class("CW_AGENTS")(Settings(extra_params=wrong))
+
+
 def test_a_new_kind_is_one_subclass() -> None:
     class Backwards(ComputeWorkerManager):
         kind = "CW_TEST_ONLY"
