@@ -53,6 +53,7 @@ ANSWER_AFTER_S = 0.005
 """Values of finished blocks are not held back longer than this while the slot works on the next."""
 
 _TRIES_TO_REMOVE = 100
+_PAUSE_TO_REMOVE_S = 0.01
 
 _PLACE = struct.Struct("<QId")
 _BETWEEN_BLOCKS = 0xFFFFFFFF
@@ -318,9 +319,10 @@ def _end_with_main(directory: str) -> threading.Event:
         # Nobody else is left to remove it, if main was killed. Again and again, as the other thread, or other
         # slots, may be about to make a file in it.
         for _ in range(_TRIES_TO_REMOVE):
+            shutil.rmtree(directory, ignore_errors=True)
             if not os.path.exists(directory):
                 break
-            shutil.rmtree(directory, ignore_errors=True)
+            time.sleep(_PAUSE_TO_REMOVE_S)
         os._exit(1)
 
     threading.Thread(target=watch, name="computemanager-lifeline", daemon=True).start()

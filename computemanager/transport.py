@@ -121,7 +121,6 @@ class MainSocket:
         # A worker whose connection broke comes back under its name before the old one has timed out.
         self._socket.router_handover = 1
         self._socket.maxmsgsize = MAX_FRAME_BYTES
-        _watch_connection(self._socket, listening.grace_s)
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._zap, zmq.POLLIN)
         port = _bind(self._socket, listening)
@@ -324,9 +323,14 @@ def _secure_client(socket: zmq.Socket[bytes], environment: Mapping[str, str]) ->
 
 
 def _watch_connection(socket: zmq.Socket[bytes], grace_s: float) -> None:
-    """Let libzmq give up connections on which nothing comes, and make them anew within the grace time."""
+    """Let libzmq give up connections on which nothing comes, and make them anew within the grace time.
+
+    The agent asks for signs of life, and tells main's libzmq after how long it is to give up too. Main's
+    socket does not ask by itself: together with `router_handover` that ends the process in libzmq 4.3.5
+    (an assertion in its engine, after a few cuts of the network).
+    """
     socket.heartbeat_ivl = max(100, math.ceil(grace_s * 1000 / 10))
-    socket.heartbeat_timeout = max(300, math.ceil(grace_s * 1000 / 3))
+    socket.heartbeat_timeout = socket.heartbeat_ttl = max(300, math.ceil(grace_s * 1000 / 3))
 
 
 def _bind(socket: zmq.Socket[bytes], listening: Listening) -> int:

@@ -552,7 +552,7 @@ def test_what_an_agent_hands_back_need_not_wait_for_its_other_slots(tmp_path: Pa
         time.sleep(1.0)
         psutil.Process(int((tmp_path / "begun").read_text())).terminate()
 
-    run = manager(2, 2, speculate=False)
+    run = manager(2, 2, speculate=False, grace_s=30.0)  # long: it is not to be given up meanwhile
     with within(10.0), meanwhile(terminate):
         assert values(run.run(Job(work), range(40))) == [True] * 40
     assert run.statistics.speculated == 0

@@ -39,6 +39,13 @@ def styles() -> Iterator[Any]:
             if number in (0, 4 - workers):
                 style = {"numComputeWorkers": workers, "computeWorkerKind": "CW_SUBPROC", **reading}
                 yield pytest.param(style, id=f"subproc{workers}-reading{number}")
+    for slots in (1, 2):
+        style = {
+            "numComputeWorkers": 3 - slots,
+            "computeWorkerKind": "CW_AGENTS",
+            "computeWorkerExtraParams": {"slots": slots},
+        }
+        yield pytest.param(style, id=f"agents{3 - slots}-slots{slots}")
 
 
 def make_outputs(info: Any, inputs: Any, outputs: Any) -> None:
@@ -142,7 +149,13 @@ def test_the_end_of_a_run_does_not_depend_on_its_middle(
     infiles = {"img": shared_data / "raster" / RASTER}
     found = set()
     for number, style in enumerate(
-        [{}, *({"numComputeWorkers": 2, "computeWorkerKind": kind} for kind in ("CW_THREADS", "CW_SUBPROC"))]
+        [
+            {},
+            *(
+                {"numComputeWorkers": 2, "computeWorkerKind": kind}
+                for kind in ("CW_THREADS", "CW_SUBPROC", "CW_AGENTS")
+            ),
+        ]
     ):
         out = tmp_path / f"{number}.tif"
         run(first_is_last, infiles, {"out": out}, window=(32, 32), **style)

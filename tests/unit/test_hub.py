@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,6 +100,41 @@ def test_a_slot_that_goes_on_between_two_looks_is_not_overdue(
     assert not reader.overdue(125.0, 10.0)
     note(7, 3, 100.0)  # what was seen before has been forgotten
     assert not reader.overdue(126.0, 10.0)
+
+
+# -- a slot whose holder has died ------------------------------------------------------------------------
+
+ORPHAN = """
+import contextlib, sys, time
+from computemanager.slot import _end_with_main
+
+_end_with_main(sys.argv[1])
+sys.stdout.write("ready")
+sys.stdout.close()
+number, end = 0, time.monotonic() + 0.5
+with contextlib.suppress(FileNotFoundError):
+    while time.monotonic() < end:
+        number += 1
+        open(f"{sys.argv[1]}/{number}", "w").close()
+time.sleep(60.0)
+"""
+
+
+def test_an_orphan_removes_the_directory_though_files_are_made_in_it(tmp_path: Path) -> None:
+    """Its other thread may be about to note a place, or to make room for arrays."""
+    directory = tmp_path / "run"
+    directory.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", ORPHAN, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as orphan:
+        try:
+            assert orphan.stdin is not None and orphan.stdout is not None
+            assert orphan.stdout.read() == b"ready"
+            orphan.stdin.close()
+            assert orphan.wait(PATIENCE_S) == 1
+        finally:
+            orphan.kill()
+    assert not directory.exists()
 
 
 # -- a hub with a slot -----------------------------------------------------------------------------------
