@@ -51,9 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return _USAGE_ERROR
     settings = AgentSettings(
-        name=options.name
-        or os.environ.pop(_NAME_VARIABLE, None)
-        or f"{socket.gethostname()}-{os.getpid()}",
+        name=options.name or os.environ.pop(_NAME_VARIABLE, None) or f"{socket.gethostname()}-{os.getpid()}",
         slots=_processors() if options.slots == "auto" else int(options.slots),
         grace_s=options.grace,
         join_timeout_s=options.join_timeout,

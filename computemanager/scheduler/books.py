@@ -28,6 +28,8 @@ class Books:
         When a block was finished last, or work began after a time without any.
     ends_without_progress : int
         How many hosts and workers have ended, with no block to blame, since a block was finished.
+    weight_of_ends : float
+        How much they count towards giving up (`policy.weight_of_end`).
     """
 
     def __init__(self, limits: SchedulerLimits, now: float) -> None:
@@ -43,6 +45,7 @@ class Books:
         self.given_up = False
         self.progress_at = now
         self.ends_without_progress = 0
+        self.weight_of_ends = 0.0
         self.stale_answers = self.retries = self.workers_lost = self.speculated = self.skipped = 0
         self._last_lease = 0
 
@@ -116,6 +119,7 @@ class Books:
             self.trouble.clear(blocks)
         self.progress_at = now
         self.ends_without_progress = 0
+        self.weight_of_ends = 0.0
 
     def blame(
         self,

@@ -337,9 +337,11 @@ class Scheduler:
         host = books.roster.hosts.get(event.host)
         if host is None:
             return
-        # A host whose workers were lost one by one before has been counted with them.
-        if host.workers or not host.joined:
-            self._count_end(event.host, event.evidence, actions)
+        # A host whose workers were lost one by one before has been counted with them, and one that said it
+        # was asked to end says nothing about the job.
+        if (host.workers or not host.joined) and not host.draining:
+            had_work = any(worker.leases for worker in host.workers.values())
+            self._count_end(event.host, event.evidence, actions, had_work=had_work)
         for worker in list(host.workers.values()):
             for lease in worker.leases.values():
                 if len(lease.stretch.leases) == 1:
@@ -355,12 +357,15 @@ class Scheduler:
                 end = (event.host, event.evidence)
                 self._books.blame(lease, position, Cause.LOST_TOO_OFTEN, end, now, actions)
 
-    def _count_end(self, name: str, evidence: str, actions: list[Action]) -> None:
-        """Count an end that no block is to blame for."""
+    def _count_end(
+        self, name: str, evidence: str, actions: list[Action], *, had_work: bool = False
+    ) -> None:
+        """Count an end that no block is to blame for; a machine lost in the middle of work weighs less."""
         books = self._books
         books.ends_without_progress += 1
-        ends = books.ends_without_progress
-        if ends >= policy.start_failures_allowed(self.limits.num_workers):
+        books.weight_of_ends += policy.weight_of_end(had_work=had_work)
+        if books.weight_of_ends >= policy.start_failures_allowed(self.limits.num_workers):
+            ends = books.ends_without_progress
             books.give_up(GiveUp(Cause.NO_WORKERS, None, ends, name, evidence), actions)
 
     def _start_hosts(self, actions: list[Action]) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "rate_of",
     "rest_s",
     "start_failures_allowed",
+    "weight_of_end",
 ]
 
 MAX_BATCH = 256
@@ -196,6 +197,20 @@ def copy_after_s(blocks: int, typical_s: float, own_s: float, holder_s: float | 
     if holder_s is not None and late < blocks * holder_s - own:
         return late
     return max(late, own)
+
+
+def weight_of_end(*, had_work: bool) -> float:
+    """How much an end counts towards giving up, where no block is to blame and none is finished in between.
+
+    A machine that is lost while it computes says little: its blocks may take longer than machines last where
+    they are cheap, and each block counts its own losses.
+
+    Examples
+    --------
+    >>> weight_of_end(had_work=False), weight_of_end(had_work=True)
+    (1.0, 0.2)
+    """
+    return 0.2 if had_work else 1.0
 
 
 def start_failures_allowed(hosts: int) -> int:

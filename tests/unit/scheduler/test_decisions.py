@@ -103,6 +103,44 @@ def test_a_local_workers_death_counts_once() -> None:
     assert farm.gave_up is not None and farm.gave_up.cause is Cause.NO_WORKERS
 
 
+def test_machines_that_are_lost_at_work_are_not_taken_for_a_job_that_cannot_be_done() -> None:
+    """As on cheap machines that last less long than a block takes; each block counts its own losses."""
+    farm = Farm(num_workers=2, max_losses_per_block=8)
+    farm.plan(2)
+    for times in range(2 * policy.start_failures_allowed(2)):
+        assert farm.gave_up is None, f"after {times} losses"
+        farm.join_all()
+        farm.end_host(farm.joined[0])
+    farm.join_all()
+    farm.finish()
+    assert sorted(farm.accepted) == [0, 1]
+
+
+def test_machines_that_are_lost_at_work_again_and_again_end_the_job_all_the_same() -> None:
+    farm = Farm(num_workers=2, max_losses_per_block=1000)
+    farm.plan(2)
+    losses = 0
+    while farm.gave_up is None:
+        farm.join_all()
+        farm.end_host(farm.joined[0])
+        losses += 1
+    assert farm.gave_up.cause is Cause.NO_WORKERS and farm.gave_up.attempts == losses
+    assert losses == 5 * policy.start_failures_allowed(2)
+
+
+def test_a_host_that_was_asked_to_end_says_nothing_about_the_job() -> None:
+    farm = Farm(num_workers=2)
+    farm.plan(2)
+    for _ in range(100):
+        farm.join_all()
+        host = farm.joined[0]
+        farm.tell(HostDraining(host))
+        for number in [number for number, lease in farm.leases.items() if lease.worker == host]:
+            farm.give_back(number)
+        farm.end_host(host)
+        assert farm.gave_up is None
+
+
 # -- handing out -------------------------------------------------------------------------------------------
 
 
