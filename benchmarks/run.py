@@ -11,7 +11,18 @@ import os
 import platform
 import sys
 
-ALL = ("functions", "light_function", "blocks_per_second", "arrays", "memory")
+ALL = (
+    "functions",
+    "light_function",
+    "checkpoint",
+    "blocks_per_second",
+    "arrays",
+    "tcp",
+    "thousand_agents",
+    "straggler",
+    "scheduler_scale",
+    "memory",
+)
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or list(ALL)

@@ -109,7 +109,7 @@ class PieceSize:
     True
     """
 
-    LEAST, MOST = 64 * 1024, 1024 * 1024
+    LEAST, MOST = 64 * 1024, 2 * 1024 * 1024
     PIECE_S = 0.1
     LOOK_S = 0.05
 

@@ -3,9 +3,9 @@
 One argument: a JSON object, see `Order`. In the order's folder it leaves
 
 ============  ============================================================================================
-``progress``  a byte for each outcome that was taken
+``progress``  a byte for each outcome that was taken (of a raster: each call of the function)
 ``join``      what a worker that is started by hand needs in its environment, as JSON
-``report``    at the end, as JSON: a digest of all values in order, the states, the statistics
+``report``    at the end, as JSON: a digest of all values in order, or of the output file; the states
 ============  ============================================================================================
 
 and blocks take no more time than they must once there is a file ``hurry``.
@@ -63,6 +63,9 @@ class Order:
         Of main.
     prefixes : sequence of sequences of str
         Put before the commands of agents, in turn.
+    raster : str
+        Run `applier.apply` on this file instead, with tiles of 50 x 50 pixels; `slow_every`, `slow_s`,
+        `agents`, `slots` and `grace_s` hold, and the state is otherArgs.
     """
 
     folder: str
@@ -79,6 +82,7 @@ class Order:
     grace_s: float = 3.0
     address: str = ""
     prefixes: Sequence[Sequence[str]] = ()
+    raster: str = ""
 
 
 class Tally:
@@ -135,6 +139,11 @@ class Few:
         self._provider.stop(ending, grace_s)
 
 
+def extra_params(order: Order) -> dict[str, Any]:
+    """Return the parameters of the kind."""
+    return {"slots": order.slots, "address": order.address, "prefixes": order.prefixes}
+
+
 def make_manager(order: Order) -> ComputeWorkerManager:
     """Return what runs the job."""
     if order.kind == "CW_NONE":
@@ -144,8 +153,8 @@ def make_manager(order: Order) -> ComputeWorkerManager:
         def provider(self, output: OutputPump) -> Provider:
             return Few(super().provider(output), order.most, Path(order.folder) / "join")
 
-    parameters = {"slots": order.slots, "address": order.address, "prefixes": order.prefixes}
-    return FewAgents(Settings(num_workers=order.agents, grace_s=order.grace_s, extra_params=parameters))
+    settings = Settings(num_workers=order.agents, grace_s=order.grace_s, extra_params=extra_params(order))
+    return FewAgents(settings)
 
 
 def run(order: Order) -> dict[str, Any]:
@@ -174,7 +183,47 @@ def run(order: Order) -> dict[str, Any]:
     }
 
 
+def run_raster(order: Order) -> dict[str, Any]:
+    """Run `applier.apply`; what is to be reported."""
+    import applier
+
+    folder, slow_every, slow_s = order.folder, order.slow_every, order.slow_s
+
+    def smooth(info: Any, inputs: Any, outputs: Any, other: Any) -> None:
+        with open(os.path.join(folder, "progress"), "ab", buffering=0) as progress:
+            progress.write(b".")
+        other.total += int(inputs.img.sum(dtype=np.int64))
+        other.blocks += 1
+        if other.blocks % slow_every == 0 and not os.path.exists(os.path.join(folder, "hurry")):
+            time.sleep(slow_s)
+        pixels = inputs.img.astype(np.float32)
+        outputs.out = (pixels + np.roll(pixels, 1, axis=2)) / 2  # the margin takes what comes round
+
+    infiles, outfiles = applier.FilenameAssociations(), applier.FilenameAssociations()
+    infiles.img, outfiles.out = order.raster, os.path.join(folder, "out.tif")
+    controls = applier.ApplierControls()
+    controls.setWindowSize(50, 50)
+    controls.setOverlap(1)
+    controls.setProgress(None)
+    if order.kind != "CW_NONE":
+        style = applier.ConcurrencyStyle(
+            numComputeWorkers=order.agents,
+            computeWorkerKind=order.kind,
+            computeWorkerExtraParams=extra_params(order),
+            graceTime=order.grace_s,
+        )
+        controls.setConcurrencyStyle(style)
+    other = applier.OtherInputs(total=0, blocks=0)
+    returned = applier.apply(smooth, infiles, outfiles, other, controls=controls)
+    copies = returned.otherArgsList
+    return {
+        "done": returned.blocks,
+        "digest": hashlib.sha256(Path(outfiles.out).read_bytes()).hexdigest(),
+        "sums": [sum(copy.blocks for copy in copies), sum(copy.total for copy in copies)],
+    }
+
+
 if __name__ == "__main__":
     given = Order(**json.loads(sys.argv[1]))
-    report = json.dumps(run(given))
+    report = json.dumps(run_raster(given) if given.raster else run(given))
     (Path(given.folder) / "report").write_text(report)
