@@ -73,6 +73,9 @@ LOOK_AGAIN_S = 0.001
 STOP_GRACE_S = 5.0
 """How long workers may take to end after a job that went well: user code may run at exit."""
 
+COUNTED_BYTES = 4096
+"""Smaller outcomes are not counted while they wait: the window in blocks bounds them well enough."""
+
 _PULL_AT_ONCE = 64
 
 
@@ -270,7 +273,8 @@ class Farm:
             return False
         self._values = values
         nbytes = len(message.payload) + sum(length for _, length in message.places)
-        self._nbytes = nbytes // message.number
+        each = nbytes // message.number
+        self._nbytes = each if each >= COUNTED_BYTES else 0
         if not self._statistics.blocks:
             self._statistics.first_outcome_s = self._clock() - self._started_at
         return True

@@ -250,8 +250,9 @@ class AgentSocket:
         self._socket.sndhwm = self._socket.rcvhwm = 0
         self._socket.identity = identity
         self._socket.maxmsgsize = MAX_FRAME_BYTES
+        # Tries come ever less often, but so that some of them fall into what a cut leaves of the grace time.
         self._socket.reconnect_ivl = 100
-        self._socket.reconnect_ivl_max = 2000
+        self._socket.reconnect_ivl_max = max(100, min(2000, math.ceil(grace_s * 1000 / 10)))
         self._socket.connect_timeout = max(500, math.ceil(grace_s * 1000 / 6))
         _watch_connection(self._socket, grace_s)
         _secure_client(self._socket, environment)

@@ -8,7 +8,7 @@ that one slow block does not idle the rest. It does no input or output itself.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from computemanager.errors import InternalError
 from computemanager.model import Outcome
@@ -28,12 +28,6 @@ class SpillSpace(Protocol):
 
     def get(self, token: Any) -> Any:
         """Give back the value of a token, and forget it."""
-
-
-class _Waiting(NamedTuple):
-    outcome: Outcome  # without its value where there is a token
-    nbytes: int  # counted in waiting_bytes
-    token: Any = None
 
 
 class Window:
@@ -89,7 +83,10 @@ class Window:
         self._pulled = 0
         self._taken = 0
         self._latest_bytes = 0
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, Outcome] = {}
+        # Of those among them that take memory, or are on disk; most outcomes are small, and in neither.
+        self._bytes: dict[int, int] = {}
+        self._tokens: dict[int, Any] = {}
 
     @property
     def room(self) -> int:
@@ -98,8 +95,9 @@ class Window:
         None while more bytes wait in memory than may. None either while the caller has an outcome to take and
         memory would not hold another: then it is the caller who is slow, and disk would not make it quicker.
         """
-        if self.memory_bytes is not None:
-            another = self._latest_bytes if self._is_next_there() else 0
+        if self.memory_bytes is not None and self._bytes:
+            is_next_there = self._taken in self._waiting if self.ordered else bool(self._waiting)
+            another = self._latest_bytes if is_next_there else 0
             if self.waiting_bytes + another > self.memory_bytes:
                 return 0
         return self.capacity - (self._pulled - self._taken)
@@ -125,42 +123,43 @@ class Window:
         nbytes : int
             About how much memory its value takes.
         """
-        index = outcome.block_index
-        if index in self._waiting or index >= self._pulled or (self.ordered and index < self._taken):
+        index, waiting = outcome.block_index, self._waiting
+        if index in waiting or index >= self._pulled or (self.ordered and index < self._taken):
             raise InternalError(f"a second or unasked outcome for block {index}")
-        if index == self._taken if self.ordered else not self._waiting:
-            self._waiting[index] = _Waiting(outcome, 0)  # it is on its way to the caller
-            return
-        self._latest_bytes = nbytes
-        if self._must_spill(nbytes):
-            assert self._spill is not None
-            try:
-                token = self._spill.put(outcome.value)
-            except SpillFull:
-                pass  # more than memory_bytes now, so there is no room for more
-            else:
-                self._waiting[index] = _Waiting(outcome._replace(value=None), 0, token)
-                self.spilled_bytes += nbytes
-                return
-        self._waiting[index] = _Waiting(outcome, nbytes)
-        self.waiting_bytes += nbytes
+        # The one whose turn it is, is on its way to the caller.
+        if nbytes and (index != self._taken if self.ordered else waiting):
+            outcome = self._weighed(outcome, nbytes)
+        waiting[index] = outcome
 
     def take(self) -> Outcome | None:
         """Remove and return the outcome whose turn it is, or None while it is not there."""
-        if not self._is_next_there():
+        waiting = self._waiting
+        if self.ordered:
+            outcome = waiting.pop(self._taken, None)
+        else:
+            outcome = waiting.pop(next(iter(waiting))) if waiting else None
+        if outcome is None:
             return None
-        waiting = self._waiting.pop(self._taken if self.ordered else next(iter(self._waiting)))
         self._taken += 1
-        self.waiting_bytes -= waiting.nbytes
-        if waiting.token is None:
-            return waiting.outcome
-        assert self._spill is not None
-        return waiting.outcome._replace(value=self._spill.get(waiting.token))
+        if self._bytes:
+            self.waiting_bytes -= self._bytes.pop(outcome.block_index, 0)
+        if self._tokens and (token := self._tokens.pop(outcome.block_index, None)) is not None:
+            assert self._spill is not None
+            return outcome._replace(value=self._spill.get(token))
+        return outcome
 
-    def _is_next_there(self) -> bool:
-        return self._taken in self._waiting if self.ordered else bool(self._waiting)
-
-    def _must_spill(self, nbytes: int) -> bool:
-        if self._spill is None or self.memory_bytes is None or not nbytes:
-            return False
-        return self.waiting_bytes + nbytes > self.memory_bytes
+    def _weighed(self, outcome: Outcome, nbytes: int) -> Outcome:
+        """Count an outcome that waits, or put its value on disk; the outcome that is to wait."""
+        self._latest_bytes = nbytes
+        is_full = self.memory_bytes is not None and self.waiting_bytes + nbytes > self.memory_bytes
+        if is_full and self._spill is not None:
+            try:
+                self._tokens[outcome.block_index] = self._spill.put(outcome.value)
+            except SpillFull:
+                pass  # more than memory_bytes now, so there is no room for more
+            else:
+                self.spilled_bytes += nbytes
+                return outcome._replace(value=None)
+        self._bytes[outcome.block_index] = nbytes
+        self.waiting_bytes += nbytes
+        return outcome
