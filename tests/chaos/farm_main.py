@@ -13,6 +13,7 @@ and blocks take no more time than they must once there is a file ``hurry``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -51,6 +52,8 @@ class Order:
         Each so many-th block takes so long, the others next to nothing.
     large_every, large_bytes : int
         What the function returns for each so many-th block has so many bytes, for the others some dozen.
+    raise_every : int
+        On each so many-th block the function raises, the first time that it is tried. 0: on none.
     state : bool
         The job has a state that counts.
     agents, slots : int
@@ -75,6 +78,7 @@ class Order:
     slow_s: float = 0.04
     large_every: int = 200
     large_bytes: int = 3_000_000
+    raise_every: int = 0
     state: bool = False
     agents: int = 3
     slots: int = 2
@@ -103,6 +107,10 @@ def make_function(order: Order) -> Callable[..., Any]:
     def compute(block: int, state: Tally | None = None) -> Any:
         if state is not None:
             state.add(block)  # before anything can happen to this block
+        if order.raise_every and block % order.raise_every == 3:
+            with contextlib.suppress(FileExistsError):
+                open(os.path.join(order.folder, f"raised-{block}"), "x").close()
+                raise ValueError("the first time")
         if block % order.slow_every == 0 and not os.path.exists(hurry):
             time.sleep(order.slow_s)
         if block % order.large_every == 7:
@@ -153,8 +161,14 @@ def make_manager(order: Order) -> ComputeWorkerManager:
         def provider(self, output: OutputPump) -> Provider:
             return Few(super().provider(output), order.most, Path(order.folder) / "join")
 
-    settings = Settings(num_workers=order.agents, grace_s=order.grace_s, extra_params=extra_params(order))
-    return FewAgents(settings)
+    return FewAgents(
+        Settings(
+            num_workers=order.agents,
+            grace_s=order.grace_s,
+            max_raises_per_block=2,
+            extra_params=extra_params(order),
+        )
+    )
 
 
 def run(order: Order) -> dict[str, Any]:
