@@ -7,6 +7,7 @@ scheduler that gives it nothing at the end. The killed one ends in the middle of
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -30,10 +31,8 @@ def job(kind: str, seconds: float, *, slow: bool = False, kill: bool = False) ->
 
             def work(block: int) -> int:
                 if block and (slow or (kill and block == BLOCKS // 2)):
-                    try:
-                        mark.open("x").write(str(os.getpid()))
-                    except FileExistsError:
-                        pass
+                    with contextlib.suppress(FileExistsError), mark.open("x") as file:
+                        file.write(str(os.getpid()))
                     is_it = mark.read_text() in ("", str(os.getpid()))
                     if is_it and kill:
                         time.sleep(seconds / 2)
@@ -45,7 +44,8 @@ def job(kind: str, seconds: float, *, slow: bool = False, kill: bool = False) ->
 
             settings = Settings(num_workers=WORKERS)
             started = time.perf_counter()
-            values = [outcome.value for outcome in manager_class(kind)(settings).run(Job(work), range(BLOCKS))]
+            outcomes = manager_class(kind)(settings).run(Job(work), range(BLOCKS))
+            values = [outcome.value for outcome in outcomes]
             took = time.perf_counter() - started
         assert values == list(range(BLOCKS))
         return took

@@ -1,8 +1,8 @@
 """How fast arrays travel to an agent and back over TCP, with CURVE and without, beside a bare ZeroMQ loop.
 
 Everything runs on this machine: main, the agent, its slot and all that encrypts share its cores. The library
-never sends unencrypted over TCP; for the comparison without CURVE, its one function for each end that switches
-it on is replaced here.
+never sends unencrypted over TCP; for the comparison without CURVE, its one function for each end that
+switches it on is replaced here.
 """
 
 from __future__ import annotations

@@ -97,9 +97,8 @@ class LightAgent:
                     self.stopped = True
                 elif message.kind is Kind.WORK:
                     values = pickle.dumps(pickle.loads(message.payload), 5)
-                    self.say(
-                        Message(Kind.ANSWER, message.lease, message.number, values, seconds=1e-6, starved=True)
-                    )
+                    answer = Message(Kind.ANSWER, message.lease, message.number, values)
+                    self.say(answer._replace(seconds=1e-6, starved=True))
         for packet in self.session.packets():
             self.socket.send_multipart(packet)
 
@@ -153,10 +152,14 @@ def run(agents: int, blocks: int) -> None:
         output.close()
         socket.close()
     assert joined_s, "the job was over before all agents had joined: give it more blocks"
-    print(f"   all had joined after {joined_s:6.2f} s, the first outcome came after {statistics.first_outcome_s:.2f} s")
-    print(f"   then {(blocks - first) / work_s:12,.0f} blocks/s, main busy on {work_cpu / work_s:.2f} cores")
-    print(f"   main's CPU in all {time.process_time() - before_cpu:.1f} s, memory {_memory_bytes() / 1e6:.0f} MB "
-          f"at most ({before_bytes / 1e6:.0f} MB before), workers that took part {statistics.workers}")
+    print(
+        f"   all had joined after {joined_s:6.2f} s, "
+        f"the first outcome came after {statistics.first_outcome_s:.2f} s\n"
+        f"   then {(blocks - first) / work_s:12,.0f} blocks/s, main busy on {work_cpu / work_s:.2f} cores\n"
+        f"   main's CPU in all {time.process_time() - before_cpu:.1f} s, "
+        f"memory {_memory_bytes() / 1e6:.0f} MB at most ({before_bytes / 1e6:.0f} MB before), "
+        f"workers that took part {statistics.workers}"
+    )
     print(json.dumps({"agents": agents, "blocks_per_s": (blocks - first) / work_s}))
 
 

@@ -158,7 +158,8 @@ def test_modules_beside_the_script_travel_and_installed_ones_do_not(tmp_path: Pa
     )
     data = subprocess.run([sys.executable, script], check=True, capture_output=True, cwd="/").stdout
     elsewhere = "import sys; from computemanager import payload; " + (
-        "print(payload.loads_job(sys.stdin.buffer.read())[0].function(21)); assert 'helper' not in sys.modules"
+        "job, _ = payload.loads_job(sys.stdin.buffer.read()); "
+        "print(job.function(21)); assert 'helper' not in sys.modules"
     )
     done = subprocess.run(
         [sys.executable, "-c", elsewhere], check=True, capture_output=True, input=data, cwd="/"
