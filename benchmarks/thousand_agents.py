@@ -74,7 +74,7 @@ class LightAgent:
         self.session = Session(token)
         self.greeting = Hello.of_this_process(name, token, 1).encode()
         self.socket = context.socket(zmq.DEALER)
-        self.socket.identity = b"a" + token.to_bytes(8, "big")
+        self.socket.identity = hello.identity_of(token)
         _secure_client(self.socket, os.environ)
         self.socket.connect(os.environ["COMPUTEMANAGER_ADDRESS"])
         self.socket.send_multipart([hello.HELLO, self.greeting])

@@ -29,7 +29,7 @@ from typing import Any
 from computemanager import hello, wire
 from computemanager.hello import Hello
 from computemanager.hub import SlotEnd, SlotHub
-from computemanager.liveness import PieceSize
+from computemanager.liveness import BEATS_IN_GRACE, PieceSize
 from computemanager.session import BadPacket, Session
 from computemanager.transport import AgentSocket
 from computemanager.wire import NO_SLAB, BadMessage, BufferPlace, Kind, Message
@@ -37,9 +37,6 @@ from computemanager.wire import NO_SLAB, BadMessage, BufferPlace, Kind, Message
 __all__ = ["Agent", "AgentEnd", "AgentSettings"]
 
 _log = logging.getLogger(__name__)
-
-BEATS_IN_GRACE = 10
-"""As main's."""
 
 HELLO_AGAIN_S = 1.0
 
@@ -159,7 +156,7 @@ class Agent:
         settings = self._settings
         token = secrets.randbelow(2**64 - 1) + 1
         self._hub = undo.enter_context(contextlib.closing(SlotHub({})))
-        self._socket = AgentSocket(self._join_details, b"a" + token.to_bytes(8, "big"), settings.grace_s)
+        self._socket = AgentSocket(self._join_details, hello.identity_of(token), settings.grace_s)
         undo.callback(self._socket.close)
         self._session = Session(token, allocate=self._hub.allocate)
         self._pieces = PieceSize(self._clock())

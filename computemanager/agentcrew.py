@@ -31,19 +31,16 @@ from computemanager.crew import (
     Started,
 )
 from computemanager.hello import BadHello, Hello
-from computemanager.liveness import Health, Liveness, PieceSize
+from computemanager.liveness import BEATS_IN_GRACE, Health, Liveness, PieceSize
 from computemanager.output import OutputPump
 from computemanager.provider import Command, Provider
 from computemanager.session import BadPacket, Session
-from computemanager.transport import AT_ONCE, MainSocket
+from computemanager.transport import ADDRESS_VARIABLE, AT_ONCE, MainSocket
 from computemanager.wire import BadMessage, Kind, Message
 
 __all__ = ["AgentCrew"]
 
 _log = logging.getLogger(__name__)
-
-BEATS_IN_GRACE = 10
-"""Heartbeats in a grace time: a few may be lost without anybody noticing."""
 
 SILENT_SHARE = 0.35
 """Share of the grace time after which an agent counts as silent."""
@@ -52,13 +49,17 @@ LOOK_AROUND_S = 0.05
 """How often the provider is asked who has ended, and agents are judged."""
 
 
+NOBODY_AFTER_S = 60.0
+"""When no agent has said hello so long after they were started, the log says where they were told to connect."""
+
+
 class _Peer:
     """What main knows of an agent that has said hello."""
 
     def __init__(self, host: str, greeting: Hello, now: float, grace_s: float) -> None:
         self.host = host
         self.unit = greeting.name  # what the provider calls it
-        self.identity = _identity(greeting.token)
+        self.identity = hello.identity_of(greeting.token)
         self.session = Session(greeting.token, allocate=_memory)
         self.pieces = PieceSize(now)
         self.session.fragment_bytes = self.pieces.nbytes
@@ -119,6 +120,7 @@ class AgentCrew:
         self._used: set[str] = set()  # names of hosts that have said hello
         self._refused: dict[str, str] = {}
         self._around_at = 0.0
+        self._nobody_since: float | None = None  # agents were started, and none has ever said hello
         self._taken = 0  # messages since agents were last judged
         self._clock = time.monotonic
         self._differences_seen: set[tuple[str, str]] = set()
@@ -134,6 +136,8 @@ class AgentCrew:
     def start(self, number: int) -> Sequence[str]:
         """See `Crew.start`."""
         units = self._provider.start(number, self._command)
+        if not self._used and self._nobody_since is None:
+            self._nobody_since = self._clock()
         self._units.update(units)
         return units
 
@@ -223,7 +227,7 @@ class AgentCrew:
             if bytes(frames[0]) != hello.HELLO or len(frames) != 2:
                 raise BadHello("another word than hello")
             greeting = Hello.decode(frames[1])
-            if sender != _identity(greeting.token):
+            if sender != hello.identity_of(greeting.token):
                 raise BadHello("a token that is another's")
         except BadHello:
             self._bad += 1
@@ -250,6 +254,7 @@ class AgentCrew:
             host = self._new_name(host)
             happenings.append(Started(host))
         self._used.add(host)
+        self._nobody_since = None
         peer = self._peers[sender] = self._by_host[host] = _Peer(host, greeting, now, self._grace_s)
         self._socket.send(sender, [hello.WELCOME, self._welcome])
         if self._pickled_job is not None:
@@ -319,6 +324,15 @@ class AgentCrew:
 
     def _look_around(self, now: float, happenings: list[Happening], *, caught_up: bool) -> None:
         """Look at everything that sends no message: ended agents, silent ones, heartbeats that are due."""
+        if self._nobody_since is not None and now - self._nobody_since > NOBODY_AFTER_S:
+            self._nobody_since = None
+            _log.warning(
+                "no worker has connected within %.0f s of their start. They were told to come to %s: is that "
+                "the address of this machine as seen from theirs, and may they connect to that port (firewall, "
+                "security group)? Still waiting",
+                NOBODY_AFTER_S,
+                self._socket.environment[ADDRESS_VARIABLE],
+            )
         for unit, evidence in self._provider.poll():
             self._units.discard(unit)
             peers = [peer for peer in self._peers.values() if peer.unit == unit]
@@ -391,10 +405,6 @@ class AgentCrew:
         while f"{name}#{number}" in self._used:
             number += 1
         return f"{name}#{number}"
-
-
-def _identity(token: int) -> bytes:
-    return b"a" + token.to_bytes(8, "big")  # libzmq keeps those that begin with a zero for itself
 
 
 def _worker(peer: _Peer, slot: int) -> str:

@@ -110,17 +110,7 @@ class Refused(NamedTuple):
 
 
 Happening = (
-    Started
-    | Joined
-    | Answer
-    | Failure
-    | GaveBackLease
-    | Lost
-    | Ended
-    | Silent
-    | Heard
-    | Draining
-    | Refused
+    Started | Joined | Answer | Failure | GaveBackLease | Lost | Ended | Silent | Heard | Draining | Refused
 )
 
 

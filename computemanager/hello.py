@@ -35,6 +35,7 @@ __all__ = [
     "Difference",
     "Hello",
     "differences",
+    "identity_of",
     "is_word",
     "refusal",
 ]
@@ -200,6 +201,11 @@ def refusal(there: Hello, found: Sequence[Difference]) -> str | None:
         + f"\nRebuild the image or environment of the worker ({there.environment}) with {wanted}, or run the "
         f"main script in the worker's"
     )
+
+
+def identity_of(token: int) -> bytes:
+    """By which libzmq knows the connection of an agent, this one and those after it."""
+    return b"a" + token.to_bytes(8, "big")  # those that begin with a zero it keeps for itself
 
 
 def is_word(frame: Any) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from enum import Enum
 
-__all__ = ["Health", "Liveness", "PieceSize"]
+__all__ = ["BEATS_IN_GRACE", "Health", "Liveness", "PieceSize"]
+
+BEATS_IN_GRACE = 10
+"""Heartbeats in a grace time: a few may be lost without anybody noticing."""
 
 
 class Health(Enum):

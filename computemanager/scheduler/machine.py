@@ -357,9 +357,7 @@ class Scheduler:
                 end = (event.host, event.evidence)
                 self._books.blame(lease, position, Cause.LOST_TOO_OFTEN, end, now, actions)
 
-    def _count_end(
-        self, name: str, evidence: str, actions: list[Action], *, had_work: bool = False
-    ) -> None:
+    def _count_end(self, name: str, evidence: str, actions: list[Action], *, had_work: bool = False) -> None:
         """Count an end that no block is to blame for; a machine lost in the middle of work weighs less."""
         books = self._books
         books.ends_without_progress += 1
