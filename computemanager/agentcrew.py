@@ -50,7 +50,7 @@ LOOK_AROUND_S = 0.05
 
 
 NOBODY_AFTER_S = 60.0
-"""When no agent has said hello so long after they were started, the log says where they were told to connect."""
+"""When no agent has said hello so long after its start, the log says where they were told to connect."""
 
 
 class _Peer:
@@ -328,8 +328,8 @@ class AgentCrew:
             self._nobody_since = None
             _log.warning(
                 "no worker has connected within %.0f s of their start. They were told to come to %s: is that "
-                "the address of this machine as seen from theirs, and may they connect to that port (firewall, "
-                "security group)? Still waiting",
+                "the address of this machine as seen from theirs, and may they connect to that port "
+                "(firewall, security group)? Still waiting",
                 NOBODY_AFTER_S,
                 self._socket.environment[ADDRESS_VARIABLE],
             )
