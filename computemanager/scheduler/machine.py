@@ -337,11 +337,12 @@ class Scheduler:
         host = books.roster.hosts.get(event.host)
         if host is None:
             return
-        # A host whose workers were lost one by one before has been counted with them, and one that said it
-        # was asked to end says nothing about the job.
-        if (host.workers or not host.joined) and not host.draining:
-            had_work = any(worker.leases for worker in host.workers.values())
-            self._count_end(event.host, event.evidence, actions, had_work=had_work)
+        # A host whose workers were lost one by one before has been counted with them.
+        if host.workers or not host.joined:
+            workers = host.workers.values()
+            time_is_up = any(worker.ends_at is not None and worker.ends_at <= now for worker in workers)
+            was_taken = host.draining or any(worker.leases for worker in workers)
+            self._count_end(event.host, event.evidence, actions, was_taken=was_taken and not time_is_up)
         for worker in list(host.workers.values()):
             for lease in worker.leases.values():
                 if len(lease.stretch.leases) == 1:
@@ -357,11 +358,11 @@ class Scheduler:
                 end = (event.host, event.evidence)
                 self._books.blame(lease, position, Cause.LOST_TOO_OFTEN, end, now, actions)
 
-    def _count_end(self, name: str, evidence: str, actions: list[Action], *, had_work: bool = False) -> None:
-        """Count an end that no block is to blame for; a machine lost in the middle of work weighs less."""
+    def _count_end(self, name: str, evidence: str, actions: list[Action], *, was_taken: bool = False) -> None:
+        """Count an end that no block is to blame for; a machine that was taken away weighs less."""
         books = self._books
         books.ends_without_progress += 1
-        books.weight_of_ends += policy.weight_of_end(had_work=had_work)
+        books.weight_of_ends += policy.weight_of_end(was_taken=was_taken)
         if books.weight_of_ends >= policy.start_failures_allowed(self.limits.num_workers):
             ends = books.ends_without_progress
             books.give_up(GiveUp(Cause.NO_WORKERS, None, ends, name, evidence), actions)

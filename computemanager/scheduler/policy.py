@@ -199,18 +199,19 @@ def copy_after_s(blocks: int, typical_s: float, own_s: float, holder_s: float | 
     return max(late, own)
 
 
-def weight_of_end(*, had_work: bool) -> float:
+def weight_of_end(*, was_taken: bool) -> float:
     """How much an end counts towards giving up, where no block is to blame and none is finished in between.
 
-    A machine that is lost while it computes says little: its blocks may take longer than machines last where
-    they are cheap, and each block counts its own losses.
+    A machine that is taken away, or lost in the middle of its work, says little: where machines are cheap,
+    blocks may take longer than they last, and each block counts its own losses. Only if it goes on and on
+    is there something wrong with the job.
 
     Examples
     --------
-    >>> weight_of_end(had_work=False), weight_of_end(had_work=True)
+    >>> weight_of_end(was_taken=False), weight_of_end(was_taken=True)
     (1.0, 0.2)
     """
-    return 0.2 if had_work else 1.0
+    return 0.2 if was_taken else 1.0
 
 
 def start_failures_allowed(hosts: int) -> int:

@@ -128,17 +128,39 @@ def test_machines_that_are_lost_at_work_again_and_again_end_the_job_all_the_same
     assert losses == 5 * policy.start_failures_allowed(2)
 
 
-def test_a_host_that_was_asked_to_end_says_nothing_about_the_job() -> None:
+def drain(farm: Farm, host: str) -> None:
+    """It is asked to end, and hands back what it has."""
+    farm.tell(HostDraining(host))
+    for number in [number for number, lease in farm.leases.items() if lease.worker == host]:
+        farm.give_back(number)
+    farm.end_host(host)
+
+
+def test_hosts_that_were_asked_to_end_say_little_about_the_job() -> None:
     farm = Farm(num_workers=2)
     farm.plan(2)
-    for _ in range(100):
+    ends = 0
+    while farm.gave_up is None:
         farm.join_all()
-        host = farm.joined[0]
-        farm.tell(HostDraining(host))
-        for number in [number for number, lease in farm.leases.items() if lease.worker == host]:
-            farm.give_back(number)
-        farm.end_host(host)
-        assert farm.gave_up is None
+        drain(farm, farm.joined[0])
+        ends += 1
+    assert farm.gave_up.cause is Cause.NO_WORKERS
+    assert ends == 5 * policy.start_failures_allowed(2)
+
+
+def test_hosts_whose_time_is_up_before_a_block_is_done_end_the_job_soon() -> None:
+    """The block takes longer than hosts live: trying on for twenty of their lives helps nobody."""
+    farm = Farm(num_workers=1)
+    farm.plan(1)
+    ends = 0
+    while farm.gave_up is None:
+        host = farm.starting[0]
+        farm.join(host, ends_at=farm.now + 10.0)
+        farm.pass_time(11.0)
+        drain(farm, host)
+        ends += 1
+    assert farm.gave_up.cause is Cause.NO_WORKERS
+    assert ends == policy.start_failures_allowed(1)
 
 
 # -- handing out -------------------------------------------------------------------------------------------
