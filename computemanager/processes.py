@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 
+from computemanager.errors import WorkersLostError
 from computemanager.output import OutputPump
 from computemanager.provider import Command, WorkerEnd
 
@@ -52,15 +53,21 @@ class LocalProcesses:
         for _ in range(count):
             name = f"{self._prefix}-{self._started}"
             self._started += 1
-            process = subprocess.Popen(
-                command.argv,
-                env={**os.environ, **command.environment, WORKER_VARIABLE: name},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=_POSIX,
-                creationflags=_NEW_GROUP,
-            )
+            try:
+                process = subprocess.Popen(
+                    command.argv,
+                    env={**os.environ, **command.environment, WORKER_VARIABLE: name},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    start_new_session=_POSIX,
+                    creationflags=_NEW_GROUP,
+                )
+            except OSError as error:
+                raise WorkersLostError(
+                    f"a worker cannot be started: {error}. The command was {command.argv[0]!r}; is it "
+                    f"installed, and may this user run it and start another process?"
+                ) from error
             self._processes[name] = process
             self._peak_at_start[name] = _peak_bytes_of_main()
             self._output.watch(name, "stdout", process.stdout)  # type: ignore[arg-type]

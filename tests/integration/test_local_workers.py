@@ -164,6 +164,12 @@ def test_an_interpreter_that_does_not_know_itself(monkeypatch: pytest.MonkeyPatc
         run(abs, [1])
 
 
+def test_a_prefix_that_is_no_program_is_named() -> None:
+    settings = Settings(extra_params={"prefixes": [["no-such-program"]], "address": "127.0.0.1"})
+    with pytest.raises(WorkersLostError, match="cannot be started.*The command was 'no-such-program'"):
+        list(manager_class("CW_AGENTS")(settings).run(Job(abs), range(3)))
+
+
 def test_workers_that_end_at_once_are_shown_with_their_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
     command = hub.python_command("sys.exit('no licence for this machine')", {})
     monkeypatch.setattr(hub, "python_command", lambda *_: command)
