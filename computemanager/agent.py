@@ -407,6 +407,7 @@ class Agent:
         joined = [name for name, slot in self._slots.items() if slot.joined and not slot.passed_on]
         self._hub.stop([] if self._stop else joined, STOP_GRACE_S)
         self._hub.output.settle()
+        self._hub.remove_directory()  # now: whoever kills this process while it says goodbye leaves nothing
         self._say_output()
 
     def _finish(self) -> None:

@@ -264,6 +264,11 @@ class SlotHub:
             self.send(slot, Message(Kind.STOP))
         self._processes.stop(slots, grace_s)
 
+    def remove_directory(self) -> None:
+        """Remove the run's directory, once the slots have ended; what they handed in can still be read."""
+        self.writer = None
+        self._directory.close()
+
     def close(self) -> None:
         """End what is running, and leave nothing but arrays that the caller holds. May be called again."""
         self._undo.close()

@@ -1,4 +1,4 @@
-"""An agent that does not keep to the rules: ``lying_agent.py LIE COMMAND...``, as a prefix of an agent's command.
+"""An agent that does not keep to the rules: ``lying_agent.py LIE`` as a prefix of an agent's command.
 
 The lies are the names of the functions below. Everything else is as in a real agent.
 """
