@@ -240,8 +240,8 @@ class Farm:
         progress = self._scheduler.progress_of(message.lease, worker)
         if progress is None:
             self._crew.drop(answer)  # too late: the blocks are another's by now, or done
-        elif not 0 < message.number <= progress[1]:
-            self._bad_answers += 1
+        elif message.position != progress[0] or not 0 < message.number <= progress[1]:
+            self._bad_answers += 1  # an answer that came before, or one that cannot be
             self._crew.drop(answer)
             return
         elif not self._read(answer, progress[0]):

@@ -199,7 +199,7 @@ class Slot:
                 self._place.note(lease)
                 failure = Failure.of(error)
                 if job.state is None:
-                    self._answer(lease, values, clock() - started, overhead_s, starved)
+                    self._answer(lease, done, values, clock() - started, overhead_s, starved)
                 else:
                     # The state may hold half of what the block was to count: back to what main knows, and
                     # what has been done since then is done again.
@@ -210,7 +210,7 @@ class Slot:
             now = clock()
             if now - started > ANSWER_AFTER_S or position == total - 1:
                 self._place.note(lease)
-                if not self._answer(lease, values, now - started, overhead_s, starved):
+                if not self._answer(lease, done, values, now - started, overhead_s, starved):
                     self._hand_in_what_can_be(lease, done, values)
                     return
                 done += len(values)
@@ -219,9 +219,9 @@ class Slot:
                 started = clock()
 
     def _answer(
-        self, lease: int, values: list[Any], seconds: float, overhead_s: float, starved: bool
+        self, lease: int, done: int, values: list[Any], seconds: float, overhead_s: float, starved: bool
     ) -> bool:
-        """Hand in values; False if they cannot be pickled, which is the end of the lease."""
+        """Hand in values, `done` before them; False if they cannot be pickled: the end of the lease."""
         _flush_output()
         self._return_slabs()
         if not values:
@@ -248,6 +248,7 @@ class Slot:
                 overhead_s,
                 starved,
                 state is not None,
+                position=done,
             )
         )
         return True
@@ -265,7 +266,7 @@ class Slot:
                 self._fail(lease, position, Failure.of(refusal))
                 return
             if self._job.state is None:  # a state goes with all values since the last answer, or with none
-                self._answer(lease, [value], 0.0, 0.0, False)
+                self._answer(lease, position, [value], 0.0, 0.0, False)
 
     def _fail(self, lease: int, position: int, failure: Failure) -> None:
         _flush_output()

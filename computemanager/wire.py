@@ -4,8 +4,8 @@ A message is a list of frames. The first is a fixed head that says what the mess
 belongs to and where its large buffers are. Payload frames follow: a pickle (protocol 5) and, for buffers
 that do not travel through shared memory, one frame each::
 
-    head  = kind u8 | flags u8 | buffers u16 | number u32 | slot u32 | lease u64 | seconds f64
-            | overhead f64 | table
+    head  = kind u8 | flags u8 | buffers u16 | number u32 | slot u32 | position u32 | lease u64
+            | seconds f64 | overhead f64 | table
     table = one entry a buffer: slab u64 (0: the buffer is the next frame) | length u64
     frames = [head, pickle, buffer, buffer, ...]
 
@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 
 __all__ = ["NO_SLAB", "PROTOCOL", "BadMessage", "BufferPlace", "Kind", "Message", "decode", "encode"]
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised when a frame changes its meaning; both ends must have the same."""
 
 NO_SLAB = 0
 """Slab number of a buffer that travels as a frame of its own."""
 
-_HEAD = struct.Struct("<BBHIIQdd")
+_HEAD = struct.Struct("<BBHIIIQdd")
 _PLACE = struct.Struct("<QQ")
 
 
@@ -51,7 +51,8 @@ class Kind(IntEnum):
     """Main to worker: `number` blocks under a lease."""
 
     ANSWER = 6
-    """Worker to main: the next `number` values of a lease."""
+    """Worker to main: the next `number` values of a lease, from the place `position` in it on. Who answers
+    twice says the same place twice, and is not taken to have answered the blocks behind it."""
 
     FAILED = 7
     """Worker to main: the user's function raised on the block of a lease whose place in it is `number`. What
@@ -120,6 +121,8 @@ class Message(NamedTuple):
         Time spent in the user's function; time spent around it.
     starved, has_state : bool
         See `scheduler.Answered`; whether the pickle carries the worker's state.
+    position : int
+        Place in the lease of the first block of an answer.
     """
 
     kind: Kind
@@ -133,6 +136,7 @@ class Message(NamedTuple):
     starved: bool = False
     has_state: bool = False
     slot: int = 0
+    position: int = 0
 
 
 def encode(message: Message) -> list[Any]:
@@ -151,6 +155,7 @@ def encode(message: Message) -> list[Any]:
         len(message.places),
         message.number,
         message.slot,
+        message.position,
         message.lease,
         message.seconds,
         message.overhead_s,
@@ -173,7 +178,7 @@ def decode(frames: Sequence[Any]) -> Message:
     head = bytes(frames[0])
     if len(head) < _HEAD.size:
         raise BadMessage(f"a head of {len(head)} bytes; at least {_HEAD.size} are needed")
-    code, flags, places_count, number, slot, lease, seconds, overhead_s = _HEAD.unpack_from(head)
+    code, flags, places_count, number, slot, position, lease, seconds, overhead_s = _HEAD.unpack_from(head)
     if len(head) != _HEAD.size + places_count * _PLACE.size:
         raise BadMessage(f"a head of {len(head)} bytes for {places_count} buffers")
     try:
@@ -186,8 +191,8 @@ def decode(frames: Sequence[Any]) -> Message:
         raise BadMessage("a negative time")
     places: list[BufferPlace] = []
     inline = 0
-    for position in range(_HEAD.size, len(head), _PLACE.size):
-        slab, length = _PLACE.unpack_from(head, position)
+    for offset in range(_HEAD.size, len(head), _PLACE.size):
+        slab, length = _PLACE.unpack_from(head, offset)
         if slab == NO_SLAB:
             if 2 + inline >= len(frames) or memoryview(frames[2 + inline]).nbytes != length:
                 raise BadMessage(f"buffer frame {inline} is missing or not of {length} bytes")
@@ -207,4 +212,5 @@ def decode(frames: Sequence[Any]) -> Message:
         bool(flags & FLAG_STARVED),
         bool(flags & FLAG_STATE),
         slot,
+        position,
     )

@@ -497,14 +497,7 @@ def test_a_worker_that_slept_is_told_that_it_is_too_late(network: Network, start
 @pytest.mark.parametrize(
     "lie",
     [
-        pytest.param(
-            "answers_twice",
-            marks=pytest.mark.xfail(
-                run=False,
-                reason="an answer says how many blocks of its lease it is for and not which: the second one "
-                "is taken for the blocks that come next",
-            ),
-        ),
+        "answers_twice",
         "answers_again_later",
         "repeats_packets",
         "loses_packets",
