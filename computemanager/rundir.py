@@ -129,7 +129,9 @@ def remove_strays() -> list[Path]:
                 others = hasattr(os, "getuid") and status.st_uid != os.getuid()
             except OSError:
                 continue
-            if not young and not others and is_abandoned(path):
+            # Without a lock: whoever removed it was killed in the middle, since making one begins with it.
+            abandoned = is_abandoned(path) or not (path / LOCK_NAME).exists()
+            if not young and not others and abandoned:
                 shutil.rmtree(path, ignore_errors=True)
                 removed.append(path)
     return removed
