@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -273,37 +274,45 @@ def test_a_process_that_is_killed_leaves_all_but_what_was_about_to_be_written(pl
 # -- trouble with the disk ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def size_limit() -> Iterator[Callable[[int], None]]:
-    """Return a function that limits the size of files, as a full disk would."""
+@contextlib.contextmanager
+def size_limit(size: int) -> Iterator[None]:
+    """Limit the size of files within, as a full disk would.
+
+    Not beyond the lines of a test that need it: what pytest prints may go to a file.
+    """
     resource = pytest.importorskip("resource", reason="limits the size of files as only POSIX systems can")
     import signal
 
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_ends_keeping_and_nothing_else(place: Path, size_limit: Callable[[int], None]) -> None:
+def test_a_full_disk_ends_keeping_and_nothing_else(place: Path) -> None:
     with Journal.open(place, IDENTITY) as journal:
         journal.keep([0], [np.zeros(5000)], "one", b"N.")
-    with pytest.warns(
-        CheckpointWarning, match="no longer kept in .*kept: .*too large.*The job goes on"
-    ) as told:
-        with Journal.open(place, IDENTITY) as journal:
-            size_limit(60_000)
-            for number in range(1, 10):
-                journal.keep([number], [np.ones(5000)], "one", pickle.dumps(number))
-        size_limit(10_000_000)
+    with (
+        pytest.warns(
+            CheckpointWarning, match="no longer kept in .*kept: .*too large.*The job goes on"
+        ) as told,
+        Journal.open(place, IDENTITY) as journal,
+        size_limit(60_000),
+    ):
+        for number in range(1, 10):
+            journal.keep([number], [np.ones(5000)], "one", pickle.dumps(number))
+        journal.close()
     assert len(told) == 1
     values, states = contents(place)
     assert list(values) == [0] and states == [None]
 
 
-def test_a_full_disk_at_the_start(place: Path, size_limit: Callable[[int], None]) -> None:
-    size_limit(0)
-    with pytest.raises(CheckpointError, match="kept cannot be used: .*on a disk with room"):
+def test_a_full_disk_at_the_start(place: Path) -> None:
+    refused = pytest.raises(CheckpointError, match="kept cannot be used: .*on a disk with room")
+    with size_limit(0), refused:
         Journal.open(place, IDENTITY)
 
 
