@@ -8,6 +8,7 @@ machine does: a directory whose lock nobody holds belongs to nobody.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -17,6 +18,7 @@ from typing import IO
 __all__ = ["LOCK_NAME", "RunDirectory", "hold_lock", "is_abandoned", "remove_strays"]
 
 _PREFIX = "computemanager-"
+_OURS = re.compile(_PREFIX + r"\d+-\w+")
 LOCK_NAME = "lock"
 """The file in a directory whose lock says that somebody uses it."""
 
@@ -129,8 +131,10 @@ def remove_strays() -> list[Path]:
                 others = hasattr(os, "getuid") and status.st_uid != os.getuid()
             except OSError:
                 continue
-            # Without a lock: whoever removed it was killed in the middle, since making one begins with it.
-            abandoned = is_abandoned(path) or not (path / LOCK_NAME).exists()
+            # Ours, and without a lock: whoever removed it was killed in the middle, since making one begins
+            # with the lock.
+            removed_half_way = _OURS.fullmatch(path.name) is not None and not (path / LOCK_NAME).exists()
+            abandoned = removed_half_way or is_abandoned(path)
             if not young and not others and abandoned:
                 shutil.rmtree(path, ignore_errors=True)
                 removed.append(path)
