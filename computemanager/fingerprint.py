@@ -104,6 +104,16 @@ def _text(value: str) -> bytes:
     return value.encode("utf-8", "surrogatepass")
 
 
+# What classes written in C have for methods and attributes; most of them cannot be pickled.
+_BUILT_IN_METHODS = (
+    types.ClassMethodDescriptorType,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.GetSetDescriptorType,
+    types.MemberDescriptorType,
+)
+
+
 class _Fingerprint:
     """One digest in the making."""
 
@@ -240,6 +250,8 @@ class _Fingerprint:
 
     def _object(self, value: Any) -> bytes:
         """Digest what pickle would take of an object, in an order that is always the same."""
+        if isinstance(value, _BUILT_IN_METHODS):
+            return self._values("built-in", (value.__objclass__.__qualname__, value.__name__))
         for inner in ("py_func", "__wrapped__"):  # of functions that a decorator has made into objects
             function = getattr(value, inner, None)
             if isinstance(function, types.FunctionType):

@@ -439,6 +439,20 @@ def test_python_is_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fingerprint(1) != before
 
 
+def test_methods_of_built_in_classes() -> None:
+    generator_item = vars(type(_ for _ in ())).get("__class_getitem__")
+    things = [
+        vars(dict)["fromkeys"],
+        str.upper,
+        str.lower,
+        int.__add__,
+        type.__dict__["__mro__"],
+        generator_item,
+    ]
+    found = [fingerprint(lambda thing=thing: thing) for thing in things if thing is not None]
+    assert len(set(found)) == len(found)
+
+
 def test_versions_of_installed_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     def uses() -> Any:
         return np.zeros(1)
