@@ -156,7 +156,9 @@ class Agent:
         settings = self._settings
         token = secrets.randbelow(2**64 - 1) + 1
         self._hub = undo.enter_context(contextlib.closing(SlotHub({})))
-        self._socket = AgentSocket(self._join_details, hello.identity_of(token), settings.grace_s)
+        self._socket = AgentSocket(
+            self._join_details, hello.identity_of(token), settings.grace_s, self._hub.socket
+        )
         undo.callback(self._socket.close)
         self._session = Session(token, allocate=self._hub.allocate)
         self._pieces = PieceSize(self._clock())
@@ -175,7 +177,7 @@ class Agent:
         self._in_reach_at = self._looked_at = self._clock()
         end: AgentEnd | None = None
         while end is None:
-            self._socket.wait(self._hub.socket, _WAIT_S)
+            self._socket.wait(_WAIT_S)
             end = self._look(self._clock())
         self._finish()
         return end
@@ -421,7 +423,7 @@ class Agent:
         deadline = self._clock() + min(2.0, self._settings.grace_s)
         while not self._session.idle and self._clock() < deadline:
             self._put_out(self._clock())
-            self._socket.wait(self._hub.socket, _WAIT_S)
+            self._socket.wait(_WAIT_S)
             for frames in self._socket.receive():
                 with contextlib.suppress(BadPacket):
                     if not hello.is_word(frames[0]):

@@ -68,7 +68,6 @@ class _Peer:
         self.ends_at = None if greeting.ends_in_s is None else now + greeting.ends_in_s
         self.joined: set[int] = set()
         self.said_at = now
-        self.has_job = False
 
     def measure(self, now: float) -> None:
         """Fit the pieces in which it is sent to to its connection."""
@@ -145,14 +144,13 @@ class AgentCrew:
         """See `Crew.set_job`."""
         self._pickled_job = pickled_job
         for peer in self._peers.values():
-            self._give_job(peer)
+            self._say(peer, Message(Kind.JOB, payload=pickled_job))
 
-    def dispatch(self, worker: str, lease: int, blocks: Sequence[Any]) -> int:
+    def dispatch(self, worker: str, lease: int, blocks: Sequence[Any]) -> None:
         """See `Crew.dispatch`."""
         packed = payload.pack(blocks, None)
         message = Message(Kind.WORK, lease, len(blocks), packed.payload, packed.places, packed.buffers)
         self._say_to(worker, message)
-        return packed.nbytes
 
     def recall(self, worker: str, lease: int) -> None:
         """See `Crew.recall`."""
@@ -201,21 +199,21 @@ class AgentCrew:
 
     def say_goodbye(self, grace_s: float) -> None:
         """See `Crew.say_goodbye`."""
-        self._stop_agents(at_once=False)
-        deadline = self._clock() + grace_s
-        while self._peers and self._clock() < deadline:
-            self.look(0.02)
-        # Those that have never said hello end at once, the others have said goodbye and are about to.
-        self._provider.stop([unit for unit in self._units if unit in self._used], grace_s)
-        self._output.flush()
+        self._end_all(grace_s, at_once=False)
 
     def abandon(self, grace_s: float) -> None:
         """The job has failed: tell agents to end at once, and stop those that do not."""
-        self._stop_agents(at_once=True)
+        self._end_all(grace_s, at_once=True)
+
+    def _end_all(self, grace_s: float, *, at_once: bool) -> None:
+        for peer in self._peers.values():
+            self._say(peer, Message(Kind.STOP, number=int(at_once)))
         deadline = self._clock() + grace_s
         while self._peers and self._clock() < deadline:
             self.look(0.02)
+        # Those that have never said hello end now, the others have said goodbye and are about to.
         self._provider.stop([unit for unit in self._units if unit in self._used], grace_s)
+        self._output.flush()
 
     # -- what agents say -------------------------------------------------------------------------------
 
@@ -258,7 +256,7 @@ class AgentCrew:
         peer = self._peers[sender] = self._by_host[host] = _Peer(host, greeting, now, self._grace_s)
         self._socket.send(sender, [hello.WELCOME, self._welcome])
         if self._pickled_job is not None:
-            self._give_job(peer)
+            self._say(peer, Message(Kind.JOB, payload=self._pickled_job))
 
     def _take_packet(
         self, peer: _Peer, frames: Sequence[Any], now: float, happenings: list[Happening]
@@ -307,7 +305,8 @@ class AgentCrew:
             text = bytes(message.payload).decode(errors="replace")
             self._output.put(peer.unit, "stdout" if message.number == 1 else "stderr", text)
         elif kind is Kind.DRAINING:
-            happenings.append(Draining(peer.host, bytes(message.payload).decode(errors="replace")))
+            _log.info("%s is about to end: %s", peer.host, bytes(message.payload).decode(errors="replace"))
+            happenings.append(Draining(peer.host))
         elif kind is Kind.GOODBYE:
             self._send(peer, peer.session.beat(), now)  # acknowledges, so that it need not wait
             self._forget(peer, bytes(message.payload).decode(errors="replace"), happenings)
@@ -370,11 +369,6 @@ class AgentCrew:
 
     # -- what goes out ---------------------------------------------------------------------------------
 
-    def _give_job(self, peer: _Peer) -> None:
-        if not peer.has_job:
-            peer.has_job = True
-            self._say(peer, Message(Kind.JOB, payload=self._pickled_job))
-
     def _say_to(self, worker: str, message: Message) -> None:
         host, _, slot = worker.rpartition("/")
         peer = self._by_host.get(host)
@@ -393,10 +387,6 @@ class AgentCrew:
         # If it is not connected the packet is lost, which the session makes up for.
         self._socket.send(peer.identity, packet)
         peer.said_at = now
-
-    def _stop_agents(self, *, at_once: bool) -> None:
-        for peer in self._peers.values():
-            self._say(peer, Message(Kind.STOP, number=int(at_once)))
 
     def _new_name(self, name: str) -> str:
         if name not in self._used:

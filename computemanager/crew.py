@@ -99,7 +99,6 @@ class Draining(NamedTuple):
     """A host will end soon and takes no more blocks."""
 
     host: str
-    evidence: str
 
 
 class Refused(NamedTuple):
@@ -130,8 +129,8 @@ class Crew(Protocol):
     def look(self, timeout_s: float) -> Sequence[Happening]:
         """See what has happened, waiting up to `timeout_s` seconds for the first message."""
 
-    def dispatch(self, worker: str, lease: int, blocks: Sequence[Any]) -> int:
-        """Send blocks to a worker, or keep them for it while it cannot be reached; about how many bytes."""
+    def dispatch(self, worker: str, lease: int, blocks: Sequence[Any]) -> None:
+        """Send blocks to a worker, or keep them for it while it cannot be reached."""
 
     def recall(self, worker: str, lease: int) -> None:
         """Ask a worker to give a lease back, if it has not begun it."""

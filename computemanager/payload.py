@@ -54,11 +54,6 @@ class Packed(NamedTuple):
     places: list[BufferPlace]
     buffers: list[Any]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all of it."""
-        return len(self.payload) + sum(length for _, length in self.places)
-
 
 class _OutOfBand:
     """The large buffers taken out of one pickle."""

@@ -65,12 +65,11 @@ class SlotCrew:
         self.dropped_messages += 1
         return []
 
-    def dispatch(self, worker: str, lease: int, blocks: Sequence[Any]) -> int:
+    def dispatch(self, worker: str, lease: int, blocks: Sequence[Any]) -> None:
         """See `Crew.dispatch`."""
         packed = payload.pack(blocks, self._hub.writer)
         message = Message(Kind.WORK, lease, len(blocks), packed.payload, packed.places, packed.buffers)
         self._hub.send(worker, message)
-        return packed.nbytes
 
     def recall(self, worker: str, lease: int) -> None:
         """See `Crew.recall`."""

@@ -233,6 +233,8 @@ class AgentSocket:
         By which main knows this agent, also when its connection is a new one.
     grace_s : float
         As for `Listening`.
+    slots : MainSocket, optional
+        Where the agent's slots connect: `wait` looks there too.
 
     Attributes
     ----------
@@ -242,7 +244,9 @@ class AgentSocket:
         Whether main has refused this agent's key. There will be no other try.
     """
 
-    def __init__(self, environment: Mapping[str, str], identity: bytes, grace_s: float) -> None:
+    def __init__(
+        self, environment: Mapping[str, str], identity: bytes, grace_s: float, slots: MainSocket | None = None
+    ) -> None:
         self.connected = False
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -263,6 +267,9 @@ class AgentSocket:
             | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
         )
         self.turned_away = False
+        self._poller = zmq.Poller()
+        for socket in (self._socket, self._monitor, *([slots._socket] if slots is not None else [])):
+            self._poller.register(socket, zmq.POLLIN)
         self._socket.connect(environment[ADDRESS_VARIABLE])
 
     def send(self, frames: Sequence[Any]) -> None:
@@ -283,12 +290,9 @@ class AgentSocket:
                 return
             yield [frame.buffer for frame in frames]
 
-    def wait(self, other: MainSocket, timeout_s: float) -> None:
-        """Wait for something to receive here or at the slots' socket; note what the connection does."""
-        poller = zmq.Poller()
-        for socket in (self._socket, self._monitor, other._socket):
-            poller.register(socket, zmq.POLLIN)
-        ready = dict(poller.poll(max(0, math.ceil(timeout_s * 1000))))
+    def wait(self, timeout_s: float) -> None:
+        """Wait for something to receive, here or at the slots' socket; note what the connection does."""
+        ready = dict(self._poller.poll(max(0, math.ceil(timeout_s * 1000))))
         if self._monitor in ready:
             while self._monitor.poll(0):
                 event = recv_monitor_message(self._monitor)["event"]

@@ -64,13 +64,13 @@ def received(main: MainSocket, number: int) -> list[tuple[bytes, list[bytes]]]:
     return found
 
 
-def until(main: MainSocket, peer: AgentSocket, other: MainSocket, condition: Callable[[], Any]) -> None:
+def until(main: MainSocket, peer: AgentSocket, condition: Callable[[], Any]) -> None:
     """Let both ends do their work until a condition holds."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
         main.receive(0.01)
-        peer.wait(other, 0.01)
+        peer.wait(0.01)
 
 
 # -- where main listens ----------------------------------------------------------------------------------
@@ -153,10 +153,10 @@ def test_local_sockets_need_no_keys(listen: Callable[..., MainSocket], tmp_path:
 
 
 def test_an_agent_with_the_key_is_let_in(listen: Callable[..., MainSocket], tmp_path: Path) -> None:
-    main, other = listen(), listen(tmp_path)
+    main = listen()
     with agent(main.environment) as peer:
         assert not peer.connected
-        until(main, peer, other, lambda: peer.connected)
+        until(main, peer, lambda: peer.connected)
         peer.send([b"one", b"", b"two"])
         assert received(main, 1) == [(b"an agent", [b"one", b"", b"two"])]
         assert main.send(b"an agent", [b"answer"])
@@ -169,19 +169,19 @@ def test_an_agent_with_the_key_is_let_in(listen: Callable[..., MainSocket], tmp_
         )
         assert answers == [b"answer"] and main.refused == 0 and not peer.turned_away
         main.close()
-        until(other, peer, other, lambda: not peer.connected)
+        until(other, peer, lambda: not peer.connected)
 
 
 def test_an_agent_with_another_key_is_turned_away(listen: Callable[..., MainSocket], tmp_path: Path) -> None:
     """It is told, once and for all, and what it says then goes nowhere instead of waiting for ever."""
-    main, other = listen(), listen(tmp_path)
+    main = listen()
     environment = {**main.environment, CLIENT_KEY: listen().environment[CLIENT_KEY]}
     with agent(environment) as peer:
-        until(main, peer, other, lambda: peer.turned_away)
+        until(main, peer, lambda: peer.turned_away)
         assert not peer.connected
         for _ in range(10):
             peer.send([b"let me in"])
-            peer.wait(other, 0.01)
+            peer.wait(0.01)
             assert peer.turned_away and not main.receive(0.01)
     assert main.refused == 1
 
@@ -189,12 +189,12 @@ def test_an_agent_with_another_key_is_turned_away(listen: Callable[..., MainSock
 def test_an_agent_that_looks_for_another_main_is_not_let_in(
     listen: Callable[..., MainSocket], tmp_path: Path
 ) -> None:
-    main, other = listen(), listen(tmp_path)
+    main = listen()
     with agent({**main.environment, SERVER_KEY: listen().environment[SERVER_KEY]}) as peer:
         peer.send([b"are you mine?"])
         for _ in range(20):
             assert not main.receive(0.02)
-            peer.wait(other, 0.01)
+            peer.wait(0.01)
         assert not peer.connected
 
 
@@ -240,12 +240,12 @@ def test_frames_that_are_too_large_end_the_connection(
     listen: Callable[..., MainSocket], tmp_path: Path
 ) -> None:
     """The peer's alone; and it may come back."""
-    main, other = listen(), listen(tmp_path)
+    main = listen()
     with agent(main.environment) as peer:
-        until(main, peer, other, lambda: peer.connected)
+        until(main, peer, lambda: peer.connected)
         peer.send([bytes(MAX_FRAME_BYTES + 1)])
-        until(main, peer, other, lambda: not peer.connected)
-        until(main, peer, other, lambda: peer.connected)
+        until(main, peer, lambda: not peer.connected)
+        until(main, peer, lambda: peer.connected)
     with agent(main.environment, b"another") as peer:
         nbytes = MAX_FRAME_BYTES - 1000  # encryption adds something
         peer.send([bytes(nbytes)])
