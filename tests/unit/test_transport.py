@@ -164,12 +164,11 @@ def test_an_agent_with_the_key_is_let_in(listen: Callable[..., MainSocket], tmp_
         until(
             main,
             peer,
-            other,
             lambda: answers.extend(bytes(f) for frames in peer.receive() for f in frames) or answers,
         )
         assert answers == [b"answer"] and main.refused == 0 and not peer.turned_away
         main.close()
-        until(other, peer, lambda: not peer.connected)
+        until(listen(), peer, lambda: not peer.connected)
 
 
 def test_an_agent_with_another_key_is_turned_away(listen: Callable[..., MainSocket], tmp_path: Path) -> None:
@@ -244,7 +243,7 @@ def test_frames_that_are_too_large_end_the_connection(
     with agent(main.environment) as peer:
         until(main, peer, lambda: peer.connected)
         peer.send([bytes(MAX_FRAME_BYTES + 1)])
-        until(main, peer, lambda: not peer.connected)
+        until(listen(), peer, lambda: not peer.connected)
         until(main, peer, lambda: peer.connected)
     with agent(main.environment, b"another") as peer:
         nbytes = MAX_FRAME_BYTES - 1000  # encryption adds something
